@@ -1,0 +1,1 @@
+"""What LoRA is: a short reference implementation and its closed form in float64."""

@@ -1,0 +1,188 @@
+"""LoRA in closed form, in float64, with the rounding error that a correct implementation may show.
+
+    y  = x Wᵀ + bias + s (x Aᵀ) Bᵀ                       (Hu et al., 2021, arXiv:2106.09685, equation 3)
+    dB = s dyᵀ (x Aᵀ)      dA = s (dy B)ᵀ x      dx = dy W + s (dy B) A      (the chain rule on the line above)
+    W' = W + s B A                                       (ibid., section 4.1, "no additional inference latency")
+
+The bounds follow the same lines: every place where an implementation stores an intermediate result is one rounding
+(``Arithmetic``), and ``Numerics`` says which places there are. Nothing here runs torch: the oracle is no relative of
+what it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lora_ref.geometry import Array, Geometry
+from lora_ref.rounding import Arithmetic, Bounded, exact
+from lora_ref.spec import LoraSpec
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Where an implementation rounds: declared by it, and the only freedom that it has.
+
+    accumulate: dtype in which sums of products are accumulated.
+    order: "factored" computes (x Aᵀ) Bᵀ; "weight" first stores B·A, then multiplies x with it.
+    scale: s multiplies the finished "delta", or the "hidden" x Aᵀ before B.
+    """
+
+    accumulate: str = "float32"
+    order: Literal["factored", "weight"] = "factored"
+    scale: Literal["delta", "hidden"] = "delta"
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What backpropagation of dy must give; ``x`` is None where the input is no real number (token ids)."""
+
+    x: Bounded | None
+    a: Bounded
+    b: Bounded
+
+
+class Oracle:
+    """The expected results of one adapter on one layer.
+
+    Args:
+        geometry: how the layer reads its arrays; gives all shapes.
+        spec: r, alpha and the scaling law; ``factor`` multiplies s (a runtime scale).
+        w, bias, a, b: arrays of any dtype, in the geometry's shapes; bias (out,) or None.
+        base_dtype, adapter_dtype: storage dtypes of W and of A, B.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        spec: LoraSpec,
+        w: ArrayLike,
+        bias: ArrayLike | None,
+        a: ArrayLike,
+        b: ArrayLike,
+        *,
+        base_dtype: str = "float64",
+        adapter_dtype: str = "float64",
+        numerics: Numerics | None = None,
+        factor: float = 1.0,
+    ) -> None:
+        self.geometry = geometry
+        self.numerics = numerics or Numerics()
+        self.scaling = spec.scaling * factor
+        self.base = Arithmetic(base_dtype, self.numerics.accumulate)
+        self.adapter = Arithmetic(adapter_dtype, self.numerics.accumulate)
+        self.wide = Arithmetic("float32", self.numerics.accumulate)
+        self.w = exact(geometry.weight_matrix(_float64(w)))  # (N, K)
+        self.bias = None if bias is None else exact(_float64(bias))  # (N,)
+        self.a = exact(geometry.a_matrix(_float64(a)))  # (R, K)
+        self.b = exact(geometry.b_matrix(_float64(b)))  # (N, R)
+
+    def delta_weight(self, *, narrow: bool = False) -> Bounded:
+        """s·B·A in the shape of W; ``narrow`` allows it to be rounded to the adapter's dtype on the way."""
+        return self._as_weight(self._delta_matrix(narrow=narrow))
+
+    def merged_weight(self, *, narrow: bool = False) -> Bounded:
+        """W + s·B·A, rounded once to W's dtype."""
+        return self._as_weight(self._merged_matrix(narrow=narrow))
+
+    def base_forward(self, x: ArrayLike) -> Bounded:
+        """x Wᵀ + bias, without the adapter."""
+        x = _float64(x)
+        return self._as_output(self._base_rows(x), x.shape)
+
+    def delta(self, x: ArrayLike, mask: Array | None = None) -> Bounded:
+        """s (x Aᵀ) Bᵀ in the shape of y."""
+        x = _float64(x)
+        return self._as_output(self._delta_rows(x, mask), x.shape)
+
+    def forward(self, x: ArrayLike, mask: Array | None = None) -> Bounded:
+        """y; ``mask`` (shape of x) is what dropout multiplied the input of A with: 0 or 1/(1-p)."""
+        x = _float64(x)
+        return self._as_output(self.base.round(self._base_rows(x) + self._delta_rows(x, mask)), x.shape)
+
+    def merged_forward(self, x: ArrayLike, *, narrow: bool = False) -> Bounded:
+        """y of the merged layer: one product with the rounded W'."""
+        x = _float64(x)
+        return self._as_output(self._base_rows(x, self._merged_matrix(narrow=narrow)), x.shape)
+
+    def gradients(self, x: ArrayLike, dy: ArrayLike, mask: Array | None = None) -> Gradients:
+        """dx, dA and dB of the scalar sum(y * dy)."""
+        x, dy = _float64(x), _float64(dy)
+        rows = self._adapter_rows(x, mask)  # (M, K)
+        d_y = exact(self.geometry.y_rows(dy))  # (M, N)
+        a_array, b_array = self.geometry.a_array, self.geometry.b_array
+        dot, rounded, s = self.adapter.dot, self.adapter.round, self.scaling
+        if self.numerics.order == "weight":
+            d_delta = rounded(d_y.times(s))  # (M, N)
+            d_weight = dot(d_delta.T, rows)  # (N, K)
+            db = dot(d_weight, self.a.T, fold=b_array)
+            da = dot(self.b.T, d_weight, fold=a_array)
+            d_rows, right = d_delta, dot(self.b, self.a)  # (M, N), (N, K)
+        elif self.numerics.scale == "hidden":
+            db = dot(d_y.T, rounded(self._hidden(rows).times(s)), fold=b_array)
+            d_rows, right = rounded(dot(d_y, self.b).times(s)), self.a  # (M, R), (R, K)
+            da = dot(d_rows.T, rows, fold=a_array)
+        else:
+            d_delta = rounded(d_y.times(s))  # (M, N)
+            db = dot(d_delta.T, self._hidden(rows), fold=b_array)
+            d_rows, right = dot(d_delta, self.b), self.a  # (M, R), (R, K)
+            da = dot(d_rows.T, rows, fold=a_array)
+        for _ in range(self.geometry.factor_copies > 1):
+            da = rounded(da)  # the copies of A that grouped convolution makes each store a gradient of their own
+        if not self.geometry.differentiable:
+            return Gradients(None, da, db)
+        fold = partial(self.geometry.rows_array, x_shape=x.shape)
+        dx_base = self.base.dot(d_y, self.w, fold=fold)
+        dx_delta = dot(d_rows, right, fold=fold)
+        for _ in range(self.geometry.pad_dims):
+            dx_base, dx_delta = self.base.round(dx_base), rounded(dx_delta)  # padding adds its borders back, stored
+        if mask is not None:
+            dx_delta = rounded(dx_delta.times(mask))
+        return Gradients(self.base.round(dx_base + self.base.round(dx_delta)), da, db)
+
+    def _adapter_rows(self, x: Array, mask: Array | None) -> Bounded:
+        """What A sees: (M, K)."""
+        if mask is None:
+            return exact(self.geometry.rows(x))
+        return self.adapter.round(exact(self.geometry.rows(x * mask)))
+
+    def _hidden(self, rows: Bounded) -> Bounded:
+        return self.adapter.dot(rows, self.a.T)  # (M, R)
+
+    def _delta_rows(self, x: Array, mask: Array | None) -> Bounded:
+        rows, s = self._adapter_rows(x, mask), self.scaling  # (M, K)
+        dot, rounded = self.adapter.dot, self.adapter.round
+        if self.numerics.order == "weight":
+            return rounded(dot(rows, dot(self.b, self.a).T).times(s))  # (M, N)
+        if self.numerics.scale == "hidden":
+            return dot(rounded(self._hidden(rows).times(s)), self.b.T)  # (M, N)
+        return rounded(dot(self._hidden(rows), self.b.T).times(s))  # (M, N)
+
+    def _base_rows(self, x: Array, w: Bounded | None = None) -> Bounded:
+        return self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T, self.bias)  # (M, N)
+
+    def _delta_matrix(self, *, narrow: bool) -> Bounded:
+        arithmetic = self.adapter if narrow else self.wide
+        return arithmetic.round(arithmetic.dot(self.b, self.a).times(self.scaling))  # (N, K)
+
+    def _merged_matrix(self, *, narrow: bool) -> Bounded:
+        return self.base.round(self.w + self._delta_matrix(narrow=narrow))  # (N, K)
+
+    def _as_output(self, rows: Bounded, x_shape: tuple[int, ...]) -> Bounded:
+        return _moved(partial(self.geometry.y_array, x_shape=x_shape), rows)
+
+    def _as_weight(self, matrix: Bounded) -> Bounded:
+        return _moved(self.geometry.weight_array, matrix)
+
+
+def _float64(array: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(array).astype(np.float64)
+
+
+def _moved(move: Callable[[Array], Array], x: Bounded) -> Bounded:
+    return Bounded(move(x.value), move(x.bound))
