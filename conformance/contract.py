@@ -1,0 +1,279 @@
+"""The contract: the one file that the author of a backend reads.
+
+A backend is an implementation under test, seen through an adapter of a few lines. Offer as much as you have:
+
+- ``Operator``: one pure function with its gradients. For kernels, and for frameworks other than torch.
+- ``Layer``: one adapted layer that is trained, merged, scaled and switched.
+- ``Model``: LoRA on chosen modules of a whole torch model.
+- ``Store``: adapter files.
+
+Arrays cross this border as read-only numpy arrays (bfloat16 through ``ml_dtypes``), in the shapes that the geometry
+gives. They may be strided, broadcast or empty. Give back arrays of the dtype that the implementation produced: the
+dtype is judged too. Raise any exception to refuse a request; never give a wrong answer instead.
+``conformance.torch_layer`` and ``conformance.torch_model`` do most of this for torch implementations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_ref.geometry import Geometry
+from lora_ref.oracle import Numerics
+from lora_ref.spec import LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[Any]
+
+
+class Facet(StrEnum):
+    """How much of the contract a backend offers."""
+
+    OPERATOR = "operator"
+    LAYER = "layer"
+    MODEL = "model"
+    STORE = "store"
+
+
+class Feature(StrEnum):
+    """Optional capabilities. What is declared is judged; what is not is reported as unsupported."""
+
+    TRANSPOSED = "transposed"  # base weight stored (in, out): GPT-2's Conv1D, "fan_in_fan_out"
+    EMBEDDING = "embedding"
+    CONV = "conv"  # one to three dimensions, stride, padding, dilation, padding modes
+    GROUPED_CONV = "grouped_conv"
+    FUSED = "fused"  # several projections stacked in one weight, adapted part by part
+    UNEQUAL_PARTS = "unequal_parts"  # fused parts of different sizes: grouped-query attention
+    BIAS = "bias"  # base layers with a bias
+    MIXED_DTYPE = "mixed_dtype"  # float32 adapters over a base of lower precision
+    RSLORA = "rslora"
+    DROPOUT = "dropout"
+    INIT = "init"  # makes its own initial A and B
+    MERGE = "merge"
+    UNMERGE = "unmerge"
+    DISABLE = "disable"
+    MULTI_ADAPTER = "multi_adapter"
+    DELETE = "delete"
+    RUNTIME_SCALE = "runtime_scale"
+    TRAIN_STEP = "train_step"  # has trainable state that an optimiser can step
+    PATTERNS = "patterns"  # rank_pattern and alpha_pattern
+    TIED = "tied"  # adapts a head whose weight is tied to the embedding
+    PEFT_LAYOUT = "peft_layout"  # reads and writes adapter_config.json + adapter_model.safetensors
+
+
+GapKind = Literal["notimpl", "notyet", "never"]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A declared invariant that the backend is known to break. It is run all the same, and red once it passes.
+
+    invariant: id of the invariant.
+    kind: "notimpl" (absent upstream), "notyet" (to be fixed), "never" (a decision of theirs).
+    reason: one sentence on what happens; shown in every report.
+    case: fields of a pinned case that must show it.
+    where: the cases concerned, field by field (all must fit); every other case is judged as usual. Empty: all cases.
+    upstream: where it is discussed, if known.
+    raises: name of the exception that the backend raises, or None where it gives a wrong result.
+    facets, dtypes: where it shows; empty for everywhere.
+    """
+
+    invariant: str
+    kind: GapKind
+    reason: str
+    case: Mapping[str, Any]
+    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    upstream: str = ""
+    raises: str | None = None
+    facets: tuple[Facet, ...] = ()
+    dtypes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.reason or self.kind not in {"notimpl", "notyet", "never"}:
+            raise ValueError(f"the gap in {self.invariant!r} needs a reason and a kind: notimpl, notyet or never")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a backend claims about itself.
+
+    dtypes: dtypes of the base weights that it serves on a CPU ("float32", "bfloat16", "float16").
+    numerics: where it rounds (see ``lora_ref.oracle.Numerics``); the error bounds follow from it.
+    fused_numerics: the same for fused layers, where they differ.
+    grouped_factors: the shapes of A and B in grouped convolutions (see ``lora_ref.convolution.Conv``).
+    zero_factor: per kind of layer, the factor that starts at zero where that is not "b".
+    requires: pip requirements, shown when the backend cannot be imported.
+    """
+
+    name: str
+    version: str
+    dtypes: tuple[str, ...] = ("float32",)
+    features: frozenset[Feature] = frozenset()
+    gaps: tuple[Gap, ...] = ()
+    numerics: Numerics = Numerics()
+    fused_numerics: Numerics | None = None
+    grouped_factors: Literal["flattened", "block"] = "flattened"
+    zero_factor: Mapping[str, str] = field(default_factory=dict)
+    issues: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The arrays of one layer, in the shapes of its geometry. ``a`` and ``b`` are None where the backend initialises.
+
+    adapter_dtype names the dtype of A and B, also where they are None; seed is for what the backend draws then.
+    """
+
+    geometry: Geometry
+    w: Array
+    bias: Array | None
+    a: Array | None
+    b: Array | None
+    adapter_dtype: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Grads:
+    """The output, and the gradients of sum(y * dy). ``base`` holds any gradient that reached a base tensor, by name."""
+
+    y: Array
+    dx: Array | None
+    da: Array | None
+    db: Array | None
+    base: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    value: Array
+    trainable: bool
+
+
+class Operator(Protocol):
+    def vjp(self, spec: LoraSpec, weights: Weights, x: Array, dy: Array) -> Grads: ...
+
+
+class Layer(Protocol):
+    def attach(self, spec: LoraSpec, weights: Weights) -> Handle:
+        """A fresh adapted layer with one active, trainable adapter named "default"."""
+
+
+class Handle(Protocol):
+    """One adapted layer. Each method beyond the first three is needed only for the feature named beside it."""
+
+    def forward(self, x: Array, *, train: bool = False, seed: int = 0) -> Array:
+        """y. ``train`` sets the mode as a user would, on the parent; ``seed`` seeds what dropout draws."""
+
+    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0) -> Grads: ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All state. Factors are named "a:<adapter>" and "b:<adapter>", the base "weight" and "bias"."""
+
+    def write(self, a: Array, b: Array, adapter: str = "default") -> None:
+        """Copy new values into the live A and B, as an optimiser would."""
+
+    def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:  # TRAIN_STEP
+        """One AdamW step of sum(y * dy) over all trainable state. The optimiser lives as long as the handle."""
+
+    def merge(self) -> None: ...  # MERGE
+
+    def unmerge(self) -> None: ...  # UNMERGE
+
+    def effective_weight(self) -> Array:  # MERGE
+        """The base weight as forward uses it now: merged while merged."""
+
+    def enable(self, on: bool) -> None: ...  # DISABLE  # noqa: FBT001
+
+    def add(self, adapter: str, spec: LoraSpec, a: Array, b: Array) -> None:  # MULTI_ADAPTER
+        """Add a second adapter; which adapters are active does not change."""
+
+    def activate(self, *adapters: str) -> None: ...  # MULTI_ADAPTER
+
+    def delete(self, adapter: str) -> None: ...  # DELETE
+
+    def set_scale(self, factor: float, adapter: str = "default") -> None:  # RUNTIME_SCALE
+        """The adapter's delta is now factor times what its spec says; 1 restores it."""
+
+
+class Model(Protocol):
+    def attach(self, module: torch.nn.Module, spec: LoraSpec) -> ModelHandle:
+        """Adapt the modules that ``spec.targets`` names, in place where the library does so."""
+
+
+class ModelHandle(Protocol):
+    """An adapted torch model. Paths are those of the modules before they were adapted."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """What a user calls and trains."""
+
+    def sites(self) -> Mapping[str, torch.nn.Module]:
+        """Each adapted path, and the module whose output carries the delta."""
+
+    def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
+        """The live parameters A (r, in) and B (out, r) of a linear site, or views of them in these shapes."""
+
+    def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
+        """The rank and the scaling that the implementation itself uses there."""
+
+    def base_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The frozen tensors, named as in the model before it was adapted."""
+
+    def add(self, adapter: str, spec: LoraSpec) -> None: ...  # MULTI_ADAPTER
+
+    def activate(self, *adapters: str) -> None: ...  # MULTI_ADAPTER
+
+    def enable(self, on: bool) -> None: ...  # DISABLE  # noqa: FBT001
+
+    def merge(self) -> None: ...  # MERGE
+
+    def unmerge(self) -> None: ...  # UNMERGE
+
+    def weight(self, path: str) -> torch.Tensor:  # MERGE
+        """The weight at a site as forward uses it now."""
+
+
+class Store(Protocol):
+    def dump(self, handle: ModelHandle, folder: Path) -> None:
+        """Save the adapter "default" into an empty folder."""
+
+    def load(self, module: torch.nn.Module, folder: Path) -> ModelHandle:
+        """Attach the saved adapter to a fresh base model; raise where the files do not fit exactly."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What ``--lora-backend package.module:object`` must name."""
+
+    manifest: Manifest
+    operator: Operator | None = None
+    layer: Layer | None = None
+    model: Model | None = None
+    store: Store | None = None
+
+    def __post_init__(self) -> None:
+        if not self.facets:
+            raise ValueError(f"backend {self.manifest.name!r} offers none of: {', '.join(Facet)}")
+        if self.store is not None and self.model is None:
+            raise ValueError(f"backend {self.manifest.name!r} offers store without model, whose handles a store saves")
+
+    @property
+    def facets(self) -> tuple[Facet, ...]:
+        return tuple(facet for facet in Facet if getattr(self, facet.value) is not None)
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The numpy dtype of a dtype's name; bfloat16 comes from ml_dtypes."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)

@@ -1,0 +1,158 @@
+"""What Hypothesis draws: shapes and flags of cases that a backend claims to serve, in one dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+
+from conformance.cases import Case, InexactCaseError, Kind, Layout, Tier, exact_alpha
+from conformance.contract import Feature, Manifest
+from conformance.subject import Subject
+
+# Sizes that share no factor, so that a transposed or reshaped array cannot fit by accident; 16 is a kernel's tile.
+_FEATURES = (3, 2, 5, 7, 11, 13, 1, 16)
+_LONG = (3, 5, 17, 31, 64, 97)  # long sums, where accumulation dominates; only the bounded tier can afford them
+_LEADS: tuple[tuple[int, ...], ...] = ((2,), (), (1,), (3,), (2, 3), (0,), (2, 0), (1, 2, 3), (5, 1))
+_LAYOUTS: tuple[Layout, ...] = ("contiguous", "transposed", "strided", "offset", "expanded")
+_KIND_NEEDS: dict[Kind, Feature | None] = {
+    "linear": None,
+    "transposed": Feature.TRANSPOSED,
+    "embedding": Feature.EMBEDDING,
+    "conv": Feature.CONV,
+    "fused": Feature.FUSED,
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an invariant asks of its cases; the backend's manifest decides the rest."""
+
+    kinds: tuple[Kind, ...] = ("linear", "transposed", "embedding", "conv", "fused")
+    tiers: tuple[Tier, ...] = ("exact", "bounded")
+    layouts: bool = False  # strided and broadcast x and dy
+    rows: bool = False  # at least one row, so that there is something to see
+    rank: int = 1  # smallest r
+    dropout: tuple[float, ...] = (0.0,)
+    rslora: bool = True
+    mixed: bool = True  # also fp32 adapters over a narrower base
+
+    def __call__(self, subject: Subject) -> SearchStrategy[Case]:
+        return _cases(self, subject.manifest, subject.dtype)
+
+    def rebuild(self, given: Mapping[str, Any]) -> Case:
+        return Case.from_fields(given)
+
+    def kinds_of(self, manifest: Manifest) -> list[Kind]:
+        return [k for k in self.kinds if _KIND_NEEDS[k] is None or _KIND_NEEDS[k] in manifest.features]
+
+
+@st.composite
+def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
+    """A drawn case is exact where it says so: one for which no lattice fits is replaced by a bounded one."""
+    has = manifest.features.__contains__
+    kind = draw(st.sampled_from(ask.kinds_of(manifest)))
+    tier = draw(st.sampled_from(ask.tiers))
+    mixed = ask.mixed and has(Feature.MIXED_DTYPE) and dtype != "float32" and draw(st.booleans())
+    features = st.sampled_from(_FEATURES if tier == "exact" or kind != "linear" else _FEATURES + _LONG)
+    fields: dict[str, object] = {
+        "kind": kind,
+        "tier": tier,
+        "dtype": dtype,
+        "adapter_dtype": "float32" if mixed else "",
+        "in_features": (n := draw(features)),
+        "out_features": n if draw(st.integers(0, 3)) == 3 else draw(features),
+        "lead": draw(st.sampled_from([lead for lead in _LEADS if 0 not in lead] if ask.rows else _LEADS)),
+        "bias": kind != "embedding" and has(Feature.BIAS) and draw(st.booleans()),
+        "base_zero": draw(st.integers(0, 2)) == 2,
+        "dropout": draw(st.sampled_from(ask.dropout)),
+        "seed": draw(st.integers(0, 2**32 - 1)),
+    }
+    fields |= _rank(draw, ask, manifest, tier)
+    fields |= _OF_KIND[kind](draw, manifest, fields)
+    if ask.layouts:
+        fields["x_layout"] = draw(st.sampled_from(_LAYOUTS))
+        fields["dy_layout"] = draw(st.sampled_from(_LAYOUTS))
+    case = Case(**fields)  # type: ignore[arg-type]
+    try:
+        _ = case.arrays
+    except InexactCaseError:
+        fields["tier"] = "bounded"
+        if "bounded" not in ask.tiers:
+            raise
+        return Case(**fields)  # type: ignore[arg-type]
+    return case
+
+
+def _rank(draw: DrawFn, ask: Draw, manifest: Manifest, tier: Tier) -> dict[str, object]:
+    """r is often above 1 and sometimes above both features; alpha is never r."""
+    rslora = ask.rslora and Feature.RSLORA in manifest.features and draw(st.integers(0, 3)) == 3
+    if rslora:
+        r = draw(st.sampled_from([r for r in (4, 9) if r >= ask.rank] if tier == "exact" else [2, 3, 5, 8]))
+    else:
+        r = draw(st.sampled_from([r for r in (2, 1, 3, 4, 5, 8) if r >= ask.rank]))
+    if tier == "exact":
+        return {"r": r, "rslora": rslora, "alpha": exact_alpha(r, draw(st.sampled_from((1, -1, 2, -2))), rslora=rslora)}
+    alpha = draw(st.integers(1, 20))
+    return {"r": r, "rslora": rslora, "alpha": float(alpha + (alpha == r))}
+
+
+def _plain(_draw: DrawFn, _manifest: Manifest, _fields: dict[str, object]) -> dict[str, object]:
+    return {}
+
+
+def _embedding(draw: DrawFn, _manifest: Manifest, fields: dict[str, object]) -> dict[str, object]:
+    n = fields["in_features"]
+    assert isinstance(n, int)
+    return {"padding_idx": draw(st.none() | st.integers(0, n - 1)), "dropout": 0.0}
+
+
+def _fused(draw: DrawFn, manifest: Manifest, _fields: dict[str, object]) -> dict[str, object]:
+    n = draw(st.integers(2, 3))
+    equal = Feature.UNEQUAL_PARTS not in manifest.features
+    part = st.sampled_from((2, 1, 3, 5))
+    parts = (draw(part),) * n if equal else tuple(draw(part) for _ in range(n))
+    subsets = st.lists(st.booleans(), min_size=n, max_size=n).filter(any).map(tuple)
+    return {"parts": parts, "enabled": draw(subsets), "out_features": sum(parts)}
+
+
+def _conv(draw: DrawFn, manifest: Manifest, fields: dict[str, object]) -> dict[str, object]:
+    dims = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from((1, 2, 3))) if Feature.GROUPED_CONV in manifest.features else 1
+    kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
+    padding = [draw(st.integers(0, 1)) for _ in range(dims)]
+    # the smallest space that holds the dilated kernel and can be padded by reflection, and sometimes one more
+    size = [max(1 + (k - 1) * d, p + 1) + draw(st.integers(0, 2 if dims < 3 else 1))
+            for k, d, p in zip(kernel, dilation, padding, strict=True)]  # fmt: skip
+    r = fields["r"]
+    assert isinstance(r, int)
+    block = manifest.grouped_factors == "block" and groups > 1
+    return {
+        "in_features": groups * draw(st.integers(1, 3)),
+        "out_features": groups * draw(st.integers(1, 3)),
+        "kernel": tuple(kernel),
+        "dilation": tuple(dilation),
+        "padding": tuple(padding),
+        "size": tuple(size),
+        "stride": tuple(draw(st.integers(1, 2)) for _ in range(dims)),
+        "groups": groups if not block or r % groups == 0 else 1,
+        "factors": "block" if block and r % groups == 0 else "flattened",
+        "padding_mode": draw(st.sampled_from(("zeros", "reflect", "replicate", "circular"))),
+        "lead": draw(st.sampled_from(((2,), (1,)))),
+    }
+
+
+_OfKind = Callable[[DrawFn, Manifest, dict[str, object]], dict[str, object]]
+_OF_KIND: dict[Kind, _OfKind] = {
+    "linear": _plain,
+    "transposed": _plain,
+    "embedding": _embedding,
+    "conv": _conv,
+    "fused": _fused,
+}
+
+

@@ -1,0 +1,236 @@
+"""A Layer for torch implementations: subclass ``TorchLayer``, say how to adapt a module and where A and B are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from conformance.contract import Array, Grads, Tensor, Weights
+from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
+from lora_ref.convolution import Conv
+from lora_ref.geometry import Embedding, Linear
+from lora_ref.spec import LoraSpec
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored (in, out), as GPT-2's; stands in where transformers is not installed."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.empty(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addmm(self.bias, x.reshape(-1, self.nx), self.weight)  # (M, nf)
+        return y.reshape(*x.shape[:-1], self.nf)
+
+
+class Root(nn.Module):
+    """The user's model around the layer: mode switches reach the layer through it, as they do in life."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        assert isinstance(y, torch.Tensor)
+        return y
+
+
+class TorchLayer(ABC):
+    """``adapt`` and ``factors`` are required; the others are needed only for the features that they belong to.
+
+    All of them are handed the module that sits at ``root.layer`` after ``adapt``.
+    """
+
+    conv1d: type[nn.Module] = Conv1D
+
+    @abstractmethod
+    def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
+        """Put LoRA on ``root.layer``, which holds the base weights; do not fill in A and B."""
+
+    @abstractmethod
+    def factors(self, layer: nn.Module, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """The live parameters A and B."""
+
+    def view_a(self, a: torch.Tensor) -> torch.Tensor:
+        """Parameter (or its gradient) -> A in the contract's orientation; a view."""
+        return a
+
+    def view_b(self, b: torch.Tensor) -> torch.Tensor:
+        return b
+
+    def base(self, layer: nn.Module) -> nn.Module:
+        """The module that holds the frozen weight and bias."""
+        base = layer.base
+        assert isinstance(base, nn.Module)
+        return base
+
+    def weight(self, layer: nn.Module) -> torch.Tensor:
+        weight = self.base(layer).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    def merge(self, layer: nn.Module) -> None:
+        layer.merge()  # type: ignore[operator]
+
+    def unmerge(self, layer: nn.Module) -> None:
+        layer.unmerge()  # type: ignore[operator]
+
+    def enable(self, layer: nn.Module, on: bool) -> None:  # noqa: FBT001
+        raise NotImplementedError
+
+    def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
+        raise NotImplementedError
+
+    def activate(self, layer: nn.Module, *adapters: str) -> None:
+        raise NotImplementedError
+
+    def delete(self, layer: nn.Module, adapter: str) -> None:
+        raise NotImplementedError
+
+    def set_scale(self, layer: nn.Module, factor: float, adapter: str) -> None:
+        raise NotImplementedError
+
+    def attach(self, spec: LoraSpec, weights: Weights) -> TorchHandle:
+        torch.manual_seed(weights.seed)
+        root = Root(self.base_module(weights))
+        self.adapt(root, spec, weights)
+        handle = TorchHandle(self, root, weights)
+        if weights.a is not None and weights.b is not None:
+            handle.write(weights.a, weights.b)
+        return handle
+
+    def base_module(self, weights: Weights) -> nn.Module:
+        """The plain torch layer with the case's weight and bias."""
+        module = _empty_module(weights, self.conv1d).to(to_torch(weights.w).dtype)
+        with torch.no_grad():
+            module.weight.copy_(to_torch(weights.w))  # type: ignore[operator]
+            if weights.bias is not None:
+                module.bias.copy_(to_torch(weights.bias))  # type: ignore[operator]
+        return module
+
+
+class TorchHandle:
+    """One adapted layer; see ``conformance.contract.Handle``."""
+
+    def __init__(self, kind: TorchLayer, root: Root, weights: Weights) -> None:
+        self.kind, self.root, self.geometry = kind, root, weights.geometry
+        self.adapter_dtype = torch_dtype(weights.adapter_dtype)
+        self.adapters = ["default"]
+        self.optimiser: torch.optim.Optimizer | None = None
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.root.layer
+
+    def forward(self, x: Array, *, train: bool = False, seed: int = 0) -> Array:
+        self.root.train(train)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return to_numpy(self.root(to_torch(x)))
+
+    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0) -> Grads:
+        self.root.train(train)
+        torch.manual_seed(seed)
+        self.root.zero_grad(set_to_none=True)
+        x_leaf = to_torch(x).requires_grad_(self.geometry.differentiable)
+        y = self.root(x_leaf)
+        if y.requires_grad:
+            y.backward(to_torch(dy).to(y.dtype))
+        a, b = self.kind.factors(self.layer, "default")
+        base = self.kind.base(self.layer).named_parameters(recurse=False)
+        return Grads(
+            y=to_numpy(y),
+            dx=None if x_leaf.grad is None else to_numpy(x_leaf.grad),
+            da=None if a.grad is None else self._canonical(a.grad, "a"),
+            db=None if b.grad is None else self._canonical(b.grad, "b"),
+            base={name: to_numpy(p.grad) for name, p in base if p.grad is not None},
+        )
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        known: set[int] = set()
+
+        def put(name: str, tensor: torch.Tensor, value: Array) -> None:
+            named[name] = Tensor(value, tensor.requires_grad)
+            known.add(id(tensor))
+
+        for adapter in self.adapters:
+            a, b = self.kind.factors(self.layer, adapter)
+            put(f"a:{adapter}", a, self._canonical(a, "a"))
+            put(f"b:{adapter}", b, self._canonical(b, "b"))
+        for name, p in self.kind.base(self.layer).named_parameters(recurse=False):
+            if id(p) not in known:
+                put(name, p, to_numpy(p))
+        for name, p in self.root.named_parameters():
+            if id(p) not in known:
+                put(f"other:{name}", p, to_numpy(p))
+        return named
+
+    def write(self, a: Array, b: Array, adapter: str = "default") -> None:
+        live = self.kind.factors(self.layer, adapter)
+        with torch.no_grad():
+            for view, parameter, value in zip((self.kind.view_a, self.kind.view_b), live, (a, b), strict=True):
+                target = view(parameter)
+                target.copy_(to_torch(value).reshape(target.shape))
+
+    def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:
+        if self.optimiser is None:
+            live = [p for p in self.root.parameters() if p.requires_grad]
+            self.optimiser = torch.optim.AdamW(live, lr=lr, weight_decay=weight_decay)
+        self.root.train(train)
+        self.optimiser.zero_grad()
+        y = self.root(to_torch(x))
+        y.backward(to_torch(dy).to(y.dtype))
+        self.optimiser.step()
+
+    def merge(self) -> None:
+        self.kind.merge(self.layer)
+
+    def unmerge(self) -> None:
+        self.kind.unmerge(self.layer)
+
+    def effective_weight(self) -> Array:
+        return to_numpy(self.kind.weight(self.layer))
+
+    def enable(self, on: bool) -> None:  # noqa: FBT001
+        self.kind.enable(self.layer, on)
+
+    def add(self, adapter: str, spec: LoraSpec, a: Array, b: Array) -> None:
+        self.kind.add(self.root, adapter, spec, self.adapter_dtype)
+        self.adapters.append(adapter)
+        self.write(a, b, adapter)
+
+    def activate(self, *adapters: str) -> None:
+        self.kind.activate(self.layer, *adapters)
+
+    def delete(self, adapter: str) -> None:
+        self.kind.delete(self.layer, adapter)
+        self.adapters.remove(adapter)
+
+    def set_scale(self, factor: float, adapter: str = "default") -> None:
+        self.kind.set_scale(self.layer, factor, adapter)
+
+    def _canonical(self, tensor: torch.Tensor, factor: str) -> Array:
+        view = self.kind.view_a if factor == "a" else self.kind.view_b
+        return to_numpy(view(tensor.detach()))
+
+
+def _empty_module(weights: Weights, conv1d: type[nn.Module]) -> nn.Module:
+    g, bias = weights.geometry, weights.bias is not None
+    if isinstance(g, Embedding):
+        return nn.Embedding(g.num_embeddings, g.out_features, padding_idx=g.padding_idx)
+    if isinstance(g, Conv):
+        make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(g.kernel) - 1]
+        window = (g.kernel, g.stride, g.padding, g.dilation)
+        return make(g.in_channels, g.out_features, *window, g.groups, bias=bias, padding_mode=g.padding_mode)  # type: ignore[arg-type]
+    if isinstance(g, Linear) and g.transposed:
+        return conv1d(g.out_features, g.in_features)
+    fan_in, fan_out = (g.weight_shape[1], g.weight_shape[0])
+    return nn.Linear(fan_in, fan_out, bias=bias)

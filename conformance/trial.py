@@ -1,0 +1,204 @@
+"""Run one invariant against one backend and reach a verdict."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+from hypothesis.errors import FlakyFailure, FlakyReplay
+
+from conformance.contract import Backend, Facet, Gap
+from conformance.invariant import Check, Invariant
+from conformance.judge import Judge
+from conformance.record import Record, Verdict
+from conformance.subject import Subject
+from conformance.violation import Failure, Violation
+
+EXAMPLES = {"quick": 10, "full": 50}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``reference`` is how the user named the backend, and so how a printed command names it."""
+
+    invariant: Invariant
+    backend: Backend
+    reference: str
+    facet: Facet
+    dtype: str
+    on: str = ""
+
+    @property
+    def id(self) -> str:
+        where = f"{self.facet}@{self.on}" if self.on else self.facet
+        return f"{self.backend.manifest.name}/{self.invariant.id}/{where}/{self.dtype}"
+
+    @property
+    def check(self) -> Check:
+        return self.invariant.checks[self.facet]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [
+            gap
+            for gap in self.backend.manifest.gaps
+            if gap.invariant == self.invariant.id
+            and (not gap.facets or self.facet in gap.facets)
+            and (not gap.dtypes or self.dtype in gap.dtypes)
+        ]
+
+    def subject(self) -> Subject:
+        return Subject(self.backend, self.facet, self.dtype, self.on)
+
+    def record(self, verdict: Verdict, **more: Any) -> Record:
+        manifest = self.backend.manifest
+        where = (self.invariant.family, self.facet.value, self.dtype, self.on)
+        return Record(manifest.name, manifest.version, self.invariant.id, *where, verdict, **more)
+
+
+def unsupported(trial: Trial) -> str:
+    """Why the trial cannot be run, or ""."""
+    missing = trial.check.needs - trial.backend.manifest.features
+    if missing:
+        return f"does not declare {', '.join(sorted(missing))}"
+    return ""
+
+
+def run(trial: Trial, *, profile: str, seed: int) -> Record:
+    """Judge drawn cases; where a gap is declared, judge the cases outside it, then the gap's own pinned case."""
+    if reason := unsupported(trial):
+        return trial.record(Verdict.UNSUPPORTED, reason=reason)
+    start = time.perf_counter()
+    search = _Search(trial, max(1, EXAMPLES[profile] // trial.check.cost), seed)
+    gaps = trial.gaps
+    record = search.record() if all(gap.where for gap in gaps) else trial.record(Verdict.PASS)
+    if record.verdict is Verdict.PASS and gaps:
+        record = _judge_gaps(trial, gaps, record)
+    record.seconds = round(time.perf_counter() - start, 4)
+    return record
+
+
+def replay(trial: Trial, fields: dict[str, Any]) -> Record:
+    """Judge exactly one case, given by the fields that a failure printed."""
+    subject = trial.subject()
+    case = trial.check.draws.rebuild(fields)
+    try:
+        trial.check.function(subject, case)
+    except Exception as error:  # noqa: BLE001 - whatever the backend raises is the result
+        return _failed(trial, case, error, examples=1)
+    return trial.record(Verdict.PASS, examples=1, fraction=_fraction(subject.judge))
+
+
+class _Search:
+    """Hypothesis looks for a case that breaks the invariant, and shrinks it."""
+
+    def __init__(self, trial: Trial, examples: int, seed: int) -> None:
+        self.trial, self.count, self.worst = trial, 0, Judge()
+        self.found: tuple[Any, Exception] | None = None
+        strategy = trial.check.draws(trial.subject())
+        for gap in trial.gaps:
+            strategy = strategy.filter(partial(_outside, gap))
+        settings = hypothesis.settings(
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            print_blob=False,
+            report_multiple_bugs=False,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        own_seed = zlib.crc32(f"{seed}/{trial.id}".encode())
+        self.body: Callable[[], None] = hypothesis.seed(own_seed)(settings(hypothesis.given(strategy)(self._judge)))
+
+    def _judge(self, case: Any) -> None:
+        self.count += 1
+        subject = replace(self.trial.subject(), judge=self.worst)
+        try:
+            self.trial.check.function(subject, case)
+        except Exception as error:
+            self.found = (case, error)
+            raise
+
+    def record(self) -> Record:
+        try:
+            self.body()
+        except (FlakyFailure, FlakyReplay):
+            assert self.found is not None
+            record = _failed(self.trial, *self.found, examples=self.count)
+            record.reason = "the same case did not fail again: the backend is not deterministic"
+            return record
+        except Exception:
+            if self.found is None:
+                raise
+            return _failed(self.trial, *self.found, examples=self.count)
+        return self.trial.record(Verdict.PASS, examples=self.count, fraction=_fraction(self.worst))
+
+
+def covers(gap: Gap, case: Any) -> bool:
+    """Whether the case is one that the gap concerns."""
+    return all(getattr(case, name) in values for name, values in gap.where.items())
+
+
+def _outside(gap: Gap, case: Any) -> bool:
+    return not covers(gap, case)
+
+
+def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record) -> Record:
+    for gap in gaps:
+        fields = {**gap.case, "dtype": trial.dtype} | ({"model": trial.on} if trial.on else {})
+        seen = replay(trial, fields)
+        name = seen.failure.partition("raised     ")[2].partition(":")[0]
+        if seen.verdict is Verdict.PASS:
+            return trial.record(Verdict.GAP_CLOSED, reason=f"declared as broken, yet it holds: {gap.reason}")
+        if name != (gap.raises or ""):
+            seen.reason = f"breaks otherwise than declared: {gap.reason}"
+            return seen
+        outside.verdict = Verdict.GAP
+        outside.case, outside.reproduce, outside.cause, outside.failure = seen.case, seen.reproduce, seen.cause, seen.failure
+    outside.reason = "; ".join(gap.reason for gap in gaps)
+    outside.upstream = " ".join(gap.upstream for gap in gaps if gap.upstream)
+    return outside
+
+
+def _failed(trial: Trial, case: Any, error: Exception, *, examples: int) -> Record:
+    finding = error.finding if isinstance(error, Violation) else None
+    trace = "" if finding else "".join(traceback.format_exception(error))
+    command = ["lora-conformance", "reproduce", trial.invariant.id, "--backend", trial.reference]
+    command += ["--facet", trial.facet.value, "--case", case.to_json()]
+    failure = Failure(
+        invariant=trial.invariant.id,
+        statement=trial.invariant.statement,
+        backend=f"{trial.backend.manifest.name} {trial.backend.manifest.version}",
+        facet=trial.facet.value + (f" on {trial.on}" if trial.on else ""),
+        dtype=trial.dtype,
+        case=case.described(),
+        reproduce=shlex.join(command),
+        finding=finding,
+        error="" if finding else f"{type(error).__name__}: {_one_line(error)}",
+        traceback=trace,
+    )
+    return trial.record(
+        Verdict.FAIL if finding else Verdict.ERROR,
+        examples=examples,
+        failure=failure.text(),
+        cause=finding.cause if finding else failure.error,
+        case=failure.case,
+        reproduce=failure.reproduce,
+        traceback=trace,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "(no message)"
+
+
+def _fraction(judge: Judge) -> float | None:
+    return round(judge.largest_fraction, 4) if judge.largest_fraction else None
