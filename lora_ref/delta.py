@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
@@ -53,8 +54,9 @@ class Delta(nn.Module):
 
     def weight(self) -> Tensor:
         """ΔW in the base weight's shape and layout, formed in float32 or wider and not rounded further."""
-        wide = torch.promote_types(self.a.dtype, torch.float32)
-        with torch.autocast(self.a.device.type, enabled=False):
+        wide, device = torch.promote_types(self.a.dtype, torch.float32), self.a.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with exact:
             return self.scaling * self._product(self.a.to(wide), self.b.to(wide))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,6 +219,8 @@ def make_delta(
     weight = base._parameters.get("weight")  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
     if weight is None or is_lazy(weight) or not weight.is_floating_point():
         raise LoraError(f"the weight of this {kind} is not a plain floating-point parameter")
+    if enabled is not None and parts is None:
+        raise LoraError("enabled says which parts get a branch, and has no meaning without parts")
     if dtype is not None and not dtype.is_floating_point:
         raise LoraError(f"an adapter's dtype must be a floating-point one, got {dtype}")
     if isinstance(base, nn.Linear) or _is_conv1d(base):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lora_ref.delta import supported
+from lora_ref.delta import Delta, supported
 from lora_ref.errors import LoraError
 from lora_ref.layers import Adapters
 from lora_ref.model import Adapted
@@ -48,6 +48,15 @@ class HookedModel(Adapted):
 
     def bases(self) -> dict[str, nn.Module]:
         return {path: module for path, module in self.module.named_modules() if path and supported(module)}
+
+    def plan(self, name: str, spec: LoraSpec, dtype: torch.dtype | None = None) -> dict[str, Delta]:
+        deltas, bases, hooked = super().plan(name, spec, dtype), self.bases(), self.hooked()
+        for path in deltas.keys() - hooked.keys():
+            if hasattr(bases[path], "lora"):
+                raise LoraError(
+                    f"{path!r} has an attribute lora of its own, which the hook would take for its adapters"
+                )
+        return deltas
 
     def carry(self, paths: list[str]) -> dict[str, Adapters]:
         bases = self.bases()

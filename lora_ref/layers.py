@@ -40,7 +40,7 @@ class Adapters(nn.ModuleDict):
     def check_new(self, name: str) -> None:
         if name in self:
             raise LoraError(f"there is an adapter {name!r} already; delete it first or choose another name")
-        if not name or "." in name or hasattr(nn.ModuleDict, name):
+        if not name or "." in name or hasattr(self, name):
             raise LoraError(f"an adapter cannot be called {name!r}: the name becomes part of a dotted path")
 
     def check_known(self, *names: str) -> None:

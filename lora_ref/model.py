@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,6 +130,7 @@ class LoraModel(Adapted):
         return {path: layers[path].adapters for path in paths}
 
     def activate(self, *names: str) -> None:
+        self.check_known(*names)
         for layer in self.layers().values():
             layer.check_unmerged(*set(layer.merged) - set(names))
         super().activate(*names)
@@ -159,19 +161,18 @@ class LoraModel(Adapted):
             layer.unmerge()
 
     def unload(self, *, merge: bool) -> nn.Module:
-        """Take all wrappers out again: the original modules, or with ``merge`` modules that hold W' of what was applied.
+        """Take all wrappers out: the original modules again, or with ``merge`` plain ones that hold W'.
 
         A weight W' is always a new parameter: a head that was tied to an embedding no longer is. All stays frozen.
         """
-        plain = {layer: layer.export() if merge else layer.base for layer in self.layers().values()}
-        self._replace(plain)
+        self._replace({layer: layer.export() if merge else layer.base for layer in self.layers().values()})
         return self.module
 
     def _check_unmerged(self, name: str) -> None:
         for layer in self.layers().values():
             layer.check_unmerged(name)
 
-    def _replace(self, new: Mapping[nn.Module, nn.Module]) -> None:
+    def _replace(self, new: Mapping[Any, nn.Module]) -> None:
         """Put ``new[old]`` wherever ``old`` is, under every name that a shared module has."""
         for parent in list(self.module.modules()):
             for name, child in list(parent._modules.items()):  # noqa: SLF001 (named_children hides second names)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lora_ref.geometry import Array, Geometry
-from lora_ref.rounding import Arithmetic, Bounded, exact
+from lora_ref.rounding import PRECISION_BITS, Arithmetic, Bounded, exact
 from lora_ref.spec import LoraSpec
 
 
@@ -77,17 +77,18 @@ class Oracle:
         self.base = Arithmetic(base_dtype, self.numerics.accumulate)
         self.adapter = Arithmetic(adapter_dtype, self.numerics.accumulate)
         self.wide = Arithmetic("float32", self.numerics.accumulate)
+        self.narrow = min(self.base, self.adapter, key=lambda a: PRECISION_BITS[a.storage])
         self.w = exact(geometry.weight_matrix(_float64(w)))  # (N, K)
         self.bias = None if bias is None else exact(_float64(bias))  # (N,)
         self.a = exact(geometry.a_matrix(_float64(a)))  # (R, K)
         self.b = exact(geometry.b_matrix(_float64(b)))  # (N, R)
 
     def delta_weight(self, *, narrow: bool = False) -> Bounded:
-        """s·B·A in the shape of W; ``narrow`` allows it to be rounded to the adapter's dtype on the way."""
+        """s·B·A in the shape of W; ``narrow`` allows it to be rounded to the narrowest dtype on the way."""
         return self._as_weight(self._delta_matrix(narrow=narrow))
 
     def merged_weight(self, *, narrow: bool = False) -> Bounded:
-        """W + s·B·A, rounded once to W's dtype."""
+        """W + s·B·A, rounded once to W's dtype; ``narrow`` as above."""
         return self._as_weight(self._merged_matrix(narrow=narrow))
 
     def base_forward(self, x: ArrayLike) -> Bounded:
@@ -167,7 +168,7 @@ class Oracle:
         return self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T, self.bias)  # (M, N)
 
     def _delta_matrix(self, *, narrow: bool) -> Bounded:
-        arithmetic = self.adapter if narrow else self.wide
+        arithmetic = self.narrow if narrow else self.wide
         return arithmetic.round(arithmetic.dot(self.b, self.a).times(self.scaling))  # (N, K)
 
     def _merged_matrix(self, *, narrow: bool) -> Bounded:

@@ -1,66 +1,218 @@
 """Adapter files in PEFT's layout: adapter_config.json and adapter_model.safetensors, whole and strict or not at all.
 
-Source: huggingface/peft, "PEFT checkpoint format" (docs/source/developer_guides/checkpoint.md). Saving takes A, B and
-the spec as they are, merged or not. Loading applies every tensor of the file or raises before the model is touched.
+Source: huggingface/peft, "PEFT checkpoint format" (docs/source/developer_guides/checkpoint.md). Saving takes the spec,
+A and B as they are, merged or not. Loading applies every tensor of the file, or raises before the model is touched.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_ref.delta import ConvDelta, Delta, EmbeddingDelta, FusedDelta, LinearDelta
+from lora_ref.delta import ConvDelta, Delta, EmbeddingDelta, FusedDelta, weight_of
 from lora_ref.errors import LoraError
 from lora_ref.model import Adapted, LoraModel
 from lora_ref.spec import LoraSpec
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Keys of a config that say nothing about what the adapter computes, or that are read below.
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"}
-READ |= {"bias", "init_lora_weights"}
-SILENT = {"auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "megatron_core"}
-SILENT |= {"peft_version", "qalora_group_size", "revision", "task_type"}
+HARMLESS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # other initialisations change the base
+# What says nothing about the function that the adapter computes; the kind of each base decides its layout.
+IGNORED = {"peft_version", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "inference_mode"}
+IGNORED |= {"fan_in_fan_out", "megatron_core", "qalora_group_size"}
+
+A = TypeVar("A", bound=Adapted)
 
 
 def save(model: Adapted, folder: str | Path, name: str = "default") -> None:
     """Write one adapter; the folder appears complete or not at all.
 
     Raises:
-        LoraError: a branch that PEFT's layout cannot hold, a folder that is not empty, a scale other than 1.
+        LoraError: a folder that is not empty, a branch or a run-time scale that the layout cannot hold.
     """
     folder, spec, deltas = Path(folder), model.spec(name), model.deltas(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LoraError(f"{folder} exists already; adapters are never written over")
-    tensors = {}
+        raise LoraError(f"{folder} exists and is not an empty folder; nothing is ever written over")
     for path, delta in deltas.items():
+        if isinstance(delta, FusedDelta) or (isinstance(delta, ConvDelta) and delta.groups > 1):
+            raise LoraError(f"PEFT's layout has no place for the {type(delta).__name__} at {path}: parts or groups")
         if delta.factor != 1:
-            raise LoraError(f"adapter {name!r} is scaled by {delta.factor}, which no file can hold; set_scale to 1 first")
-        for key, factor in zip(_keys(path, delta), (delta.a, delta.b), strict=True):
-            tensors[key] = factor.detach().cpu().contiguous()
-    _check_patterns(spec, deltas)
-    config = _config(spec, transposed=all(getattr(delta, "transposed", False) for delta in deltas.values()))
+            raise LoraError(f"{name!r} is scaled by {delta.factor} at {path}, which no file can hold: set_scale to 1")
+    spec = _ordered(spec)
+    _check_reading(spec, deltas)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     part.mkdir(parents=True)
     try:
+        tensors = {key: t.detach().cpu().contiguous() for key, t in _keys(deltas).items()}
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (part / CONFIG).write_text(json.dumps(_config(spec, deltas), indent=2) + "\n", encoding="utf-8")
         part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
 
 
-def load[A: Adapted](
-    module: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False, kind: type[A] = LoraModel
+def load(
+    module: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    *,
+    trainable: bool = False,
+    dtype: torch.dtype | None = None,
+    kind: type[A] = LoraModel,  # type: ignore[assignment]
 ) -> A:
-    ...
+    """Attach the adapter in ``folder``, in the file's dtype or in ``dtype``; ``kind=HookedModel`` attaches by hooks.
+
+    Raises:
+        LoraError: anything missing, foreign, of another shape, not finite, pickled or not supported.
+            The module is unchanged then.
+    """
+    folder, model = Path(folder), kind(module)
+    spec = _read_spec(folder)
+    tensors = _read_tensors(folder)
+    deltas = model.plan(name, spec)
+    _check_reading(spec, deltas)
+    _drop_copies(tensors, {path: weight_of(model.bases()[path]) for path in deltas})
+    wanted = _keys(deltas)
+    _refuse("lacks", wanted.keys() - tensors.keys())
+    _refuse("has foreign tensors:", tensors.keys() - wanted.keys())
+    for key, tensor in tensors.items():
+        if tensor.shape != wanted[key].shape:
+            raise LoraError(f"{key} has shape {tuple(tensor.shape)}, the module asks for {tuple(wanted[key].shape)}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise LoraError(f"{key} holds values that are not finite floating-point numbers")
+        if wanted[key].is_meta:
+            raise LoraError(f"{key} cannot be loaded on the meta device, which holds no values")
+    for key, factor in wanted.items():
+        factor.data = tensors[key].to(factor.device, dtype)
+    model.add(name, spec, deltas, trainable=trainable)
+    return model
+
+
+def _keys(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """Each factor by its name in the file."""
+    keys: dict[str, Tensor] = {}
+    for path, delta in deltas.items():
+        form = "lora_embedding_{}" if isinstance(delta, EmbeddingDelta) else "lora_{}.weight"
+        keys[f"base_model.model.{path}.{form.format('A')}"] = delta.a
+        keys[f"base_model.model.{path}.{form.format('B')}"] = delta.b
+    return keys
+
+
+def _config(spec: LoraSpec, deltas: Mapping[str, Delta]) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": spec.r,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "use_rslora": spec.rslora,
+        "target_modules": list(spec.targets),
+        "rank_pattern": dict(spec.rank_pattern),
+        "alpha_pattern": dict(spec.alpha_pattern),
+        "fan_in_fan_out": any(getattr(delta, "transposed", False) for delta in deltas.values()),
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+
+
+def _read_spec(folder: Path) -> LoraSpec:
+    config = _read_config(folder)
+    if config.get("peft_type") != "LORA":
+        raise LoraError(f"{CONFIG} describes {config.get('peft_type')!r}, not 'LORA'")
+    for key, value in config.items():
+        if value not in HARMLESS[key] if key in HARMLESS else value and key not in READ | IGNORED:
+            raise LoraError(f"{CONFIG} uses {key}={value!r}, which is not supported")
+    if lacking := sorted({"r", "lora_alpha", "target_modules"} - config.keys()):
+        raise LoraError(f"{CONFIG} lacks {', '.join(lacking)}")
+    targets, numbers = config["target_modules"], [config["lora_alpha"], config.get("lora_dropout", 0.0)]
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not isinstance(rslora := config.get("use_rslora", False), bool):
+        raise LoraError(f"use_rslora must be true or false, got {rslora!r}")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise LoraError(f"target_modules must be a list of path suffixes, got {targets!r}")
+    if not all(isinstance(pattern, dict) for pattern in patterns):
+        raise LoraError("rank_pattern and alpha_pattern must map path suffixes to numbers")
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [*numbers, *patterns[1].values()]):
+        raise LoraError("lora_alpha, lora_dropout and the values of alpha_pattern must be numbers")
+    return LoraSpec(
+        r=config["r"],
+        alpha=config["lora_alpha"],
+        rslora=rslora,
+        dropout=config.get("lora_dropout", 0.0),
+        targets=tuple(targets),
+        rank_pattern=patterns[0],
+        alpha_pattern=patterns[1],
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LoraError(f"{folder} has no {CONFIG}") from error
+    except ValueError as error:  # not UTF-8 or not JSON
+        raise LoraError(f"{folder / CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise LoraError(f"{folder / CONFIG} is not a JSON object")
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).exists():
+            raise LoraError(f"{PICKLE} is a pickle, which runs code when read: convert it to safetensors")
+        raise LoraError(f"{folder} has no {WEIGHTS}")
+    try:
+        return load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise LoraError(f"{folder / WEIGHTS} is damaged: {error}") from error
+
+
+def _drop_copies(tensors: dict[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """PEFT saves an adapted embedding's W beside A and B; it must be the W that is here, and says nothing then."""
+    for path, weight in weights.items():
+        copy = tensors.pop(key := f"base_model.model.{path}.base_layer.weight", weight)
+        if copy is not weight and (copy.dtype != weight.dtype or not torch.equal(copy, weight.cpu())):
+            raise LoraError(f"{key} is not the weight of the module at {path}: the adapter is for another base")
+
+
+def _refuse(what: str, keys: Iterable[str]) -> None:
+    if found := sorted(keys):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise LoraError(f"{WEIGHTS} {what} {', '.join(found[:3])}{more}")
+
+
+def _ordered(spec: LoraSpec) -> LoraSpec:
+    """The same spec, the longest key of each pattern first: PEFT takes the first match, this package the longest."""
+    ranks, alphas = (sorted(pattern, key=len, reverse=True) for pattern in (spec.rank_pattern, spec.alpha_pattern))
+    return replace(
+        spec,
+        rank_pattern={key: spec.rank_pattern[key] for key in ranks},
+        alpha_pattern={key: spec.alpha_pattern[key] for key in alphas},
+    )
+
+
+def _check_reading(spec: LoraSpec, paths: Iterable[str]) -> None:
+    """PEFT reads a pattern's keys as regular expressions and takes the first match: refuse what that would change."""
+    for path in paths:
+        theirs = [
+            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+            for pattern, default in ((spec.rank_pattern, spec.r), (spec.alpha_pattern, spec.alpha))
+        ]
+        ours = [spec.at(path).r, spec.at(path).alpha]
+        if theirs != ours:
+            raise LoraError(f"PEFT reads these patterns otherwise at {path}: r, alpha = {theirs} instead of {ours}")
