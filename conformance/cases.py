@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class Case:
     rslora: bool = False
     dropout: float = 0.0
     base_zero: bool = False  # W = 0, so that nothing hides the delta
+    headroom: int = 0  # bits that the exact tier leaves free, for sums of deltas and for scales
     x_layout: Layout = "contiguous"
     dy_layout: Layout = "contiguous"
     size: tuple[int, ...] = ()  # conv: the input's space
@@ -120,9 +121,13 @@ class Case:
             return self._draw(None)
         for lattice in _LATTICES:
             arrays = self._draw(lattice)
-            if arrays.largest_sum(self) <= 2 ** PRECISION_BITS[self.narrowest]:
+            if arrays.largest_sum(self) <= 2 ** (PRECISION_BITS[self.narrowest] - self.headroom):
                 return arrays
         raise InexactCaseError(self.to_json())
+
+    def sibling(self, nth: int) -> Case:
+        """The same shapes with other values: a second adapter, a second batch."""
+        return replace(self, seed=(self.seed + nth) % 2**32)
 
     @property
     def narrowest(self) -> str:

@@ -183,7 +183,7 @@ class Handle(Protocol):
         """Copy new values into the live A and B, as an optimiser would."""
 
     def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:  # TRAIN_STEP
-        """One AdamW step of sum(y * dy) over all trainable state. The optimiser lives as long as the handle."""
+        """One SGD step of sum(y * dy) over all trainable state; the optimiser lives as long as the handle."""
 
     def merge(self) -> None: ...  # MERGE
 

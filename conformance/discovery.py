@@ -55,7 +55,7 @@ def load(reference: str) -> Backend:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"backend {reference!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, Backend):
         raise LoadError(f"{reference!r} is no backend: {_lacks(found)}")

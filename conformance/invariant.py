@@ -22,16 +22,24 @@ class Drawable(Protocol):
 
     def rebuild(self, given: Mapping[str, Any]) -> Any: ...
 
+    def lacking(self, subject: Subject) -> str:
+        """Why the backend serves none of these cases, or ""."""
+
 
 @dataclass(frozen=True)
 class Check:
-    """How an invariant is judged on one facet. ``cost`` divides the number of examples."""
+    """How an invariant is judged on one facet.
+
+    needs: features without which it says nothing. cost: divides the number of examples. dtypes: the only ones that it
+    is for, if not all. per_model: on a model facet, run on every model, or once on modules of its own.
+    """
 
     function: CheckFunction
     draws: Drawable
     needs: frozenset[Feature]
     cost: int = 1
     dtypes: tuple[str, ...] = ()
+    per_model: bool = True
 
 
 @dataclass
@@ -51,13 +59,19 @@ class Invariant:
         return head.rstrip(".") + "."
 
     def on(
-        self, *facets: Facet, draws: Drawable, needs: Iterable[Feature] = (), cost: int = 1, dtypes: tuple[str, ...] = ()
+        self,
+        *facets: Facet,
+        draws: Drawable,
+        needs: Iterable[Feature] = (),
+        cost: int = 1,
+        dtypes: tuple[str, ...] = (),
+        per_model: bool = True,
     ) -> Callable[[CheckFunction], Invariant]:
         """Register the decorated function as the check for these facets; its docstring states the invariant."""
 
         def register(function: CheckFunction) -> Invariant:
             for facet in facets:
-                self.checks[facet] = Check(function, draws, frozenset(needs), cost, dtypes)
+                self.checks[facet] = Check(function, draws, frozenset(needs), cost, dtypes, per_model)
             if not self.text:
                 self.text = function.__doc__ or ""
             return self

@@ -39,12 +39,18 @@ class Draw:
     dropout: tuple[float, ...] = (0.0,)
     rslora: bool = True
     mixed: bool = True  # also fp32 adapters over a narrower base
+    geometry: bool = False  # every hyper-parameter of the base layer, not only the usual values
+    headroom: int = 0  # see Case
+    small: bool = False  # short sums only, where a check repeats itself
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
         return _cases(self, subject.manifest, subject.dtype)
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Case.from_fields(given)
+
+    def lacking(self, subject: Subject) -> str:
+        return "" if self.kinds_of(subject.manifest) else f"declares none of {', '.join(self.kinds)}"
 
     def kinds_of(self, manifest: Manifest) -> list[Kind]:
         return [k for k in self.kinds if _KIND_NEEDS[k] is None or _KIND_NEEDS[k] in manifest.features]
@@ -57,7 +63,7 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
     kind = draw(st.sampled_from(ask.kinds_of(manifest)))
     tier = draw(st.sampled_from(ask.tiers))
     mixed = ask.mixed and has(Feature.MIXED_DTYPE) and dtype != "float32" and draw(st.booleans())
-    features = st.sampled_from(_FEATURES if tier == "exact" or kind != "linear" else _FEATURES + _LONG)
+    features = st.sampled_from(_FEATURES if tier == "exact" or kind != "linear" or ask.small else _FEATURES + _LONG)
     fields: dict[str, object] = {
         "kind": kind,
         "tier": tier,
@@ -69,10 +75,13 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
         "bias": kind != "embedding" and has(Feature.BIAS) and draw(st.booleans()),
         "base_zero": draw(st.integers(0, 2)) == 2,
         "dropout": draw(st.sampled_from(ask.dropout)),
+        "headroom": ask.headroom if tier == "exact" else 0,
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
     fields |= _rank(draw, ask, manifest, tier)
     fields |= _OF_KIND[kind](draw, manifest, fields)
+    if not ask.geometry:
+        fields |= _usual(kind, fields)
     if ask.layouts:
         fields["x_layout"] = draw(st.sampled_from(_LAYOUTS))
         fields["dy_layout"] = draw(st.sampled_from(_LAYOUTS))
@@ -144,6 +153,19 @@ def _conv(draw: DrawFn, manifest: Manifest, fields: dict[str, object]) -> dict[s
         "padding_mode": draw(st.sampled_from(("zeros", "reflect", "replicate", "circular"))),
         "lead": draw(st.sampled_from(((2,), (1,)))),
     }
+
+
+def _usual(kind: Kind, fields: dict[str, object]) -> dict[str, object]:
+    """What most layers have; base-geometry-parity asks for the rest, so that a lapse there does not show everywhere."""
+    if kind == "embedding":
+        return {"padding_idx": None}
+    if kind != "conv":
+        return {}
+    kernel = fields["kernel"]
+    assert isinstance(kernel, tuple)
+    ones = (1,) * len(kernel)
+    usual = {"dilation": ones, "padding": (0,) * len(kernel), "padding_mode": "zeros"}
+    return {"stride": ones, "groups": 1, "factors": "flattened", **usual}
 
 
 _OfKind = Callable[[DrawFn, Manifest, dict[str, object]], dict[str, object]]

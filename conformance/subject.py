@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conformance.cases import Case
-from conformance.contract import Backend, Facet, Feature, Grads, Handle, Layer, Manifest, Model, Store
+from conformance.contract import Array, Backend, Facet, Feature, Grads, Handle, Layer, Manifest, Model, Store, Weights
 from conformance.judge import Judge
 from lora_ref.rounding import Bounded
+from lora_ref.spec import LoraSpec
 
 
 @dataclass
@@ -46,10 +47,13 @@ class Subject:
 
     def vjp(self, case: Case) -> Grads:
         """Output and gradients through the facet under test, from fresh objects."""
+        return self.vjp_of(case.spec, case.weights(), case.arrays.x, case.arrays.dy)
+
+    def vjp_of(self, spec: LoraSpec, weights: Weights, x: Array, dy: Array) -> Grads:
         if self.facet is Facet.OPERATOR:
             assert self.backend.operator is not None
-            return self.backend.operator.vjp(case.spec, case.weights(), case.arrays.x, case.arrays.dy)
-        return self.attach(case).vjp(case.arrays.x, case.arrays.dy)
+            return self.backend.operator.vjp(spec, weights, x, dy)
+        return self.layer.attach(spec, weights).vjp(x, dy)
 
     def judge_output(self, case: Case, y: object, expected: Bounded, *, quantity: str = "y") -> None:
         """y against the oracle's; the causes that a layer's output can have are looked for."""

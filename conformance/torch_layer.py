@@ -144,7 +144,7 @@ class TorchHandle:
         if y.requires_grad:
             y.backward(to_torch(dy).to(y.dtype))
         a, b = self.kind.factors(self.layer, "default")
-        base = self.kind.base(self.layer).named_parameters(recurse=False)
+        base = [(n, p) for n, p in self.kind.base(self.layer).named_parameters(recurse=False) if p is not a and p is not b]
         return Grads(
             y=to_numpy(y),
             dx=None if x_leaf.grad is None else to_numpy(x_leaf.grad),
@@ -183,7 +183,7 @@ class TorchHandle:
     def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:
         if self.optimiser is None:
             live = [p for p in self.root.parameters() if p.requires_grad]
-            self.optimiser = torch.optim.AdamW(live, lr=lr, weight_decay=weight_decay)
+            self.optimiser = torch.optim.SGD(live, lr=lr, weight_decay=weight_decay)
         self.root.train(train)
         self.optimiser.zero_grad()
         y = self.root(to_torch(x))

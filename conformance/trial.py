@@ -69,15 +69,24 @@ def unsupported(trial: Trial) -> str:
     missing = trial.check.needs - trial.backend.manifest.features
     if missing:
         return f"does not declare {', '.join(sorted(missing))}"
-    return ""
+    return trial.check.draws.lacking(trial.subject())
 
 
-def run(trial: Trial, *, profile: str, seed: int) -> Record:
-    """Judge drawn cases; where a gap is declared, judge the cases outside it, then the gap's own pinned case."""
+def reproduce(trial: Trial, case: Any) -> str:
+    """The command that judges exactly this case."""
+    command = ["lora-conformance", "reproduce", trial.invariant.id, "--backend", trial.reference]
+    return shlex.join([*command, "--facet", trial.facet.value, "--case", case.to_json()])
+
+
+def run(trial: Trial, *, profile: str, seed: int, watch: Callable[[Any], None] | None = None) -> Record:
+    """Judge drawn cases; where a gap is declared, judge the cases outside it, then the gap's own pinned case.
+
+    ``watch`` is told each drawn case before it is judged: what is known of a trial that kills its process.
+    """
     if reason := unsupported(trial):
         return trial.record(Verdict.UNSUPPORTED, reason=reason)
     start = time.perf_counter()
-    search = _Search(trial, max(1, EXAMPLES[profile] // trial.check.cost), seed)
+    search = _Search(trial, max(1, EXAMPLES[profile] // trial.check.cost), seed, watch)
     gaps = trial.gaps
     record = search.record() if all(gap.where for gap in gaps) else trial.record(Verdict.PASS)
     if record.verdict is Verdict.PASS and gaps:
@@ -100,8 +109,8 @@ def replay(trial: Trial, fields: dict[str, Any]) -> Record:
 class _Search:
     """Hypothesis looks for a case that breaks the invariant, and shrinks it."""
 
-    def __init__(self, trial: Trial, examples: int, seed: int) -> None:
-        self.trial, self.count, self.worst = trial, 0, Judge()
+    def __init__(self, trial: Trial, examples: int, seed: int, watch: Callable[[Any], None] | None) -> None:
+        self.trial, self.count, self.worst, self.watch = trial, 0, Judge(), watch
         self.found: tuple[Any, Exception] | None = None
         strategy = trial.check.draws(trial.subject())
         for gap in trial.gaps:
@@ -120,6 +129,8 @@ class _Search:
 
     def _judge(self, case: Any) -> None:
         self.count += 1
+        if self.watch is not None:
+            self.watch(case)
         subject = replace(self.trial.subject(), judge=self.worst)
         try:
             self.trial.check.function(subject, case)
@@ -171,8 +182,6 @@ def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record) -> Record:
 def _failed(trial: Trial, case: Any, error: Exception, *, examples: int) -> Record:
     finding = error.finding if isinstance(error, Violation) else None
     trace = "" if finding else "".join(traceback.format_exception(error))
-    command = ["lora-conformance", "reproduce", trial.invariant.id, "--backend", trial.reference]
-    command += ["--facet", trial.facet.value, "--case", case.to_json()]
     failure = Failure(
         invariant=trial.invariant.id,
         statement=trial.invariant.statement,
@@ -180,7 +189,7 @@ def _failed(trial: Trial, case: Any, error: Exception, *, examples: int) -> Reco
         facet=trial.facet.value + (f" on {trial.on}" if trial.on else ""),
         dtype=trial.dtype,
         case=case.described(),
-        reproduce=shlex.join(command),
+        reproduce=reproduce(trial, case),
         finding=finding,
         error="" if finding else f"{type(error).__name__}: {_one_line(error)}",
         traceback=trace,

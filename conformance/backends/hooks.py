@@ -1,0 +1,101 @@
+"""The reference's other way in: forward hooks beside untouched modules. Hooks cannot swap a weight, so nothing merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.contract import Backend, Feature, Manifest, Weights
+from conformance.torch_arrays import torch_dtype
+from conformance.torch_layer import Root, TorchLayer
+from conformance.torch_model import TorchModelHandle
+from lora_ref import hooks, store
+from lora_ref.spec import LoraSpec
+
+
+class HookedLayer(TorchLayer):
+    def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
+        self.add(root, "default", spec, torch_dtype(weights.adapter_dtype))
+
+    def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
+        hooks.attach_hooks(root, replace(spec, targets=("layer",)), adapter, dtype=dtype)
+
+    def base(self, layer: nn.Module) -> nn.Module:
+        return layer
+
+    def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        delta = layer.lora.delta(adapter)
+        return delta.a, delta.b
+
+    def enable(self, layer: Any, on: bool) -> None:  # noqa: FBT001
+        layer.lora.enabled = on
+
+    def activate(self, layer: Any, *adapters: str) -> None:
+        layer.lora.activate(*adapters)
+
+    def delete(self, layer: Any, adapter: str) -> None:
+        layer.lora.delete(adapter)
+
+    def set_scale(self, layer: Any, factor: float, adapter: str) -> None:
+        layer.lora.set_scale(adapter, factor)
+
+
+class HookedHandle(TorchModelHandle):
+    def __init__(self, adapted: hooks.HookedModel) -> None:
+        super().__init__(adapted.module)
+        self.adapted = adapted
+
+    def sites(self) -> Mapping[str, nn.Module]:
+        return self.adapted.hooked()
+
+    def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
+        delta = self.adapted.adapters()[path].delta(adapter)
+        return delta.a, delta.b
+
+    def base_tensors(self) -> Mapping[str, torch.Tensor]:
+        return {k: v for k, v in self.module.state_dict(keep_vars=True).items() if ".lora." not in k}
+
+    def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
+        delta = self.adapted.adapters()[path].delta(adapter)
+        return delta.spec.r, delta.scaling
+
+    def add(self, adapter: str, spec: LoraSpec) -> None:
+        hooks.attach_hooks(self.module, spec, adapter)
+
+    def activate(self, *adapters: str) -> None:
+        self.adapted.activate(*adapters)
+
+    def enable(self, on: bool) -> None:  # noqa: FBT001
+        self.adapted.enable() if on else self.adapted.disable()
+
+
+class HookedModel:
+    def attach(self, module: nn.Module, spec: LoraSpec) -> HookedHandle:
+        return HookedHandle(hooks.attach_hooks(module, spec))
+
+
+class HookedStore:
+    def dump(self, handle: Any, folder: Path) -> None:
+        store.save(handle.adapted, folder)
+
+    def load(self, module: nn.Module, folder: Path) -> HookedHandle:
+        return HookedHandle(store.load(module, folder, kind=hooks.HookedModel))
+
+
+backend = Backend(
+    Manifest(
+        name="hooks",
+        version=version("lora-conformance"),
+        dtypes=("float32", "bfloat16", "float16"),
+        features=frozenset(Feature) - {Feature.MERGE, Feature.UNMERGE, Feature.FUSED, Feature.UNEQUAL_PARTS},
+    ),
+    layer=HookedLayer(),
+    model=HookedModel(),
+    store=HookedStore(),
+)

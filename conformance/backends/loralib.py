@@ -1,0 +1,87 @@
+"""Microsoft's loralib, the code of the LoRA paper: layers that subclass torch's and merge on eval()."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import loralib
+import torch
+from torch import nn
+
+from conformance.contract import Backend, Feature, Manifest, Weights
+from conformance.torch_arrays import torch_dtype
+from conformance.torch_layer import Root, TorchLayer
+from lora_ref.geometry import Embedding, Fused, Linear
+from lora_ref.oracle import Numerics
+from lora_ref.spec import LoraSpec
+
+
+class LoralibLayer(TorchLayer):
+    """``merge_weights`` is the library's own switch: with it on, eval() merges and train() unmerges."""
+
+    def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
+        layer, plain = _make(spec, weights), root.layer
+        layer.to(plain.weight.dtype)  # type: ignore[arg-type]
+        with torch.no_grad():
+            layer.weight.copy_(plain.weight)
+            if weights.bias is not None:
+                layer.bias.copy_(plain.bias)
+        for factor in self.factors(layer, "default"):
+            factor.data = factor.data.to(torch_dtype(weights.adapter_dtype))
+        root.layer = layer
+        loralib.mark_only_lora_as_trainable(root)
+
+    def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        return layer.lora_A, layer.lora_B
+
+    def base(self, layer: nn.Module) -> nn.Module:
+        return layer
+
+    def merge(self, layer: Any) -> None:
+        layer.merge_weights = True
+        layer.eval()
+
+    def unmerge(self, layer: Any) -> None:
+        layer.train()
+        layer.merge_weights = False
+
+
+def _make(spec: LoraSpec, weights: Weights) -> Any:
+    g, scale = weights.geometry, {"r": spec.r, "lora_alpha": spec.alpha, "merge_weights": False}
+    if isinstance(g, Embedding):
+        return loralib.Embedding(g.num_embeddings, g.out_features, padding_idx=g.padding_idx, **scale)
+    scale["lora_dropout"] = spec.dropout
+    if isinstance(g, Fused):
+        enabled, bias = list(g.enabled), weights.bias is not None
+        return loralib.MergedLinear(g.in_features, g.out_features, enable_lora=enabled, bias=bias, **scale)
+    assert isinstance(g, Linear)
+    bias = weights.bias is not None
+    return loralib.Linear(g.in_features, g.out_features, fan_in_fan_out=g.transposed, bias=bias, **scale)
+
+
+backend = Backend(
+    Manifest(
+        name="loralib",
+        version=version("loralib"),
+        dtypes=("float32", "bfloat16", "float16"),
+        features=frozenset(
+            {
+                Feature.TRANSPOSED,
+                Feature.EMBEDDING,
+                Feature.FUSED,
+                Feature.BIAS,
+                Feature.DROPOUT,
+                Feature.INIT,
+                Feature.MERGE,
+                Feature.UNMERGE,
+                Feature.TRAIN_STEP,
+            }
+        ),
+        fused_numerics=Numerics(order="weight"),
+        zero_factor={"embedding": "a"},
+        issues="https://github.com/microsoft/LoRA/issues",
+        requires=("loralib",),
+    ),
+    layer=LoralibLayer(),
+)

@@ -1,0 +1,120 @@
+"""This project's own reference implementation: modules replaced by ``lora_ref.layers.LoraLayer``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.contract import Backend, Feature, Manifest, Weights
+from conformance.torch_arrays import torch_dtype
+from conformance.torch_layer import Root, TorchLayer
+from conformance.torch_model import TorchModelHandle
+from lora_ref import model, store
+from lora_ref.geometry import Fused
+from lora_ref.layers import LoraLayer
+from lora_ref.spec import LoraSpec
+
+
+class ReferenceLayer(TorchLayer):
+    def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
+        layer, g, dtype = LoraLayer(root.layer), weights.geometry, torch_dtype(weights.adapter_dtype)
+        if isinstance(g, Fused):
+            layer.add("default", spec, dtype=dtype, parts=g.parts, enabled=g.enabled)
+        else:
+            layer.add("default", spec, dtype=dtype)
+        root.layer = layer
+
+    def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
+        assert isinstance(root.layer, LoraLayer)
+        root.layer.add(adapter, spec, dtype=dtype)
+
+    def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        delta = layer.adapters.delta(adapter)
+        return delta.a, delta.b
+
+    def weight(self, layer: Any) -> torch.Tensor:
+        return layer.merged_weight if layer.merged else layer.base.weight  # type: ignore[no-any-return]
+
+    def enable(self, layer: Any, on: bool) -> None:  # noqa: FBT001
+        layer.enable() if on else layer.disable()
+
+    def activate(self, layer: Any, *adapters: str) -> None:
+        layer.activate(*adapters)
+
+    def delete(self, layer: Any, adapter: str) -> None:
+        layer.delete(adapter)
+
+    def set_scale(self, layer: Any, factor: float, adapter: str) -> None:
+        layer.set_scale(adapter, factor)
+
+
+class ReferenceHandle(TorchModelHandle):
+    def __init__(self, adapted: model.LoraModel) -> None:
+        super().__init__(adapted.module)
+        self.adapted = adapted
+
+    def sites(self) -> Mapping[str, nn.Module]:
+        return self.adapted.layers()
+
+    def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
+        delta = self.adapted.adapters()[path].delta(adapter)
+        return delta.a, delta.b
+
+    def base_tensors(self) -> Mapping[str, torch.Tensor]:
+        state = self.module.state_dict(keep_vars=True)
+        return {k.replace(".base.", "."): v for k, v in state.items() if ".adapters." not in k}
+
+    def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
+        delta = self.adapted.adapters()[path].delta(adapter)
+        return delta.spec.r, delta.scaling
+
+    def add(self, adapter: str, spec: LoraSpec) -> None:
+        model.attach(self.module, spec, adapter)
+
+    def activate(self, *adapters: str) -> None:
+        self.adapted.activate(*adapters)
+
+    def enable(self, on: bool) -> None:  # noqa: FBT001
+        self.adapted.enable() if on else self.adapted.disable()
+
+    def merge(self) -> None:
+        self.adapted.merge()
+
+    def unmerge(self) -> None:
+        self.adapted.unmerge()
+
+    def weight(self, path: str) -> torch.Tensor:
+        return ReferenceLayer().weight(self.adapted.layers()[path])
+
+
+class ReferenceModel:
+    def attach(self, module: nn.Module, spec: LoraSpec) -> ReferenceHandle:
+        return ReferenceHandle(model.attach(module, spec))
+
+
+class ReferenceStore:
+    def dump(self, handle: Any, folder: Path) -> None:
+        store.save(handle.adapted, folder)
+
+    def load(self, module: nn.Module, folder: Path) -> ReferenceHandle:
+        return ReferenceHandle(store.load(module, folder))
+
+
+FEATURES = frozenset(Feature)
+
+backend = Backend(
+    Manifest(
+        name="reference",
+        version=version("lora-conformance"),
+        dtypes=("float32", "bfloat16", "float16"),
+        features=FEATURES,
+    ),
+    layer=ReferenceLayer(),
+    model=ReferenceModel(),
+    store=ReferenceStore(),
+)

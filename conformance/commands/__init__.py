@@ -1,0 +1,1 @@
+"""What ``lora-conformance`` does, one file per command."""

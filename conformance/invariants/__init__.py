@@ -1,0 +1,12 @@
+"""All invariants, in the order in which they are reported: the basics first."""
+
+from conformance.invariants import forward as forward  # noqa: I001 - the order is the order of the reports
+from conformance.invariants import scaling as scaling
+from conformance.invariants import identity as identity
+from conformance.invariants import gradients as gradients
+from conformance.invariants import freezing as freezing
+from conformance.invariants import mode as mode
+from conformance.invariants import merge as merge
+from conformance.invariants import merge_state as merge_state
+from conformance.invariants import dtype as dtype
+from conformance.invariants import layout as layout

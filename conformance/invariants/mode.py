@@ -1,0 +1,106 @@
+"""Mode: training and evaluation, and the way between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from conformance.cases import Case
+from conformance.contract import Facet, Feature
+from conformance.dropout import judge_frequency, replayed_mask
+from conformance.invariant import invariant
+from conformance.invariants.gradients import judge_gradients
+from conformance.strategies import Draw
+from conformance.subject import Subject
+from conformance.violation import must
+
+eval_deterministic = invariant("eval-deterministic", family="mode", after=("forward-oracle",))
+dropout_on_delta_only = invariant("dropout-on-delta-only", family="mode", after=("eval-deterministic",))
+mode_lifecycle = invariant("mode-lifecycle", family="mode", after=("eval-deterministic", "grad-oracle"))
+
+_SEEDS = 24  # masks drawn for the frequency tests
+
+
+@eval_deterministic.on(Facet.LAYER, draws=Draw(kinds=("linear",), rows=True, dropout=(0.0, 0.5, 0.25)))
+def _(subject: Subject, case: Case) -> None:
+    """In eval mode nothing is random: no dropout, and two calls give the same bits, which are the closed form's."""
+    if case.dropout and not subject.has(Feature.DROPOUT):
+        case = replace(case, dropout=0.0)
+    handle = subject.attach(case)
+    first = handle.forward(case.arrays.x, seed=1)
+    second = handle.forward(case.arrays.x, seed=2)
+    subject.judge_output(case, first, case.oracle(subject.manifest).forward(case.arrays.x))
+    subject.judge.same("y of a second call", second, first)
+
+
+@eval_deterministic.on(Facet.OPERATOR, draws=Draw(kinds=("linear",), rows=True))
+def _(subject: Subject, case: Case) -> None:
+    first, second = subject.vjp(case), subject.vjp(case)
+    for name in ("y", "dx", "da", "db"):
+        before, after = getattr(first, name), getattr(second, name)
+        if before is not None:
+            subject.judge.same(f"{name} of a second call", after, before)
+
+
+@dropout_on_delta_only.on(
+    Facet.LAYER,
+    needs={Feature.DROPOUT},
+    cost=5,
+    draws=Draw(kinds=("linear", "transposed", "fused"), rows=True, small=True, dropout=(0.5,), rank=2),
+)
+def _(subject: Subject, case: Case) -> None:
+    """In training mode dropout acts on A's input and nowhere else: y = x Wᵀ + bias + s ((m∘x) Aᵀ) Bᵀ.
+
+    Each m is 0 with probability p and 1/(1-p) otherwise, independently for every element and every call, so that its
+    mean is the eval mode's 1. A false alarm of the three frequency tests has a probability of at most 3e-12 a case.
+    """
+    mask = replayed_mask(subject, case, seed=case.seed)
+    handle = subject.attach(case)
+    y = handle.forward(case.arrays.x, train=True, seed=case.seed)
+    oracle = case.oracle(subject.manifest)
+    expected = oracle.forward(case.arrays.x, mask)
+    delta = oracle.delta(case.arrays.x, mask).value
+    subject.judge("y in training mode", y, expected, exact=case.tier == "exact", delta=delta, spec=case.spec)
+
+    wide = replace(case, lead=(8,))  # more rows, so that few calls tell much
+    kept = np.stack([_kept_first_inputs(subject, wide, seed) for seed in range(_SEEDS)])  # (seeds, rows, inputs)
+    p = case.dropout
+    judge_frequency("share of inputs that dropout keeps", kept, 1 - p)
+    agree = (1 - p) ** 2 + p**2
+    judge_frequency("share of equal choices in neighbouring rows", kept[:, 0::2] == kept[:, 1::2], agree)
+    judge_frequency("share of equal choices in successive calls", kept[0::2] == kept[1::2], agree)
+
+
+def _kept_first_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Whether the first input of each row was kept."""
+    return replayed_mask(subject, replace(case, in_features=1, kind="linear", parts=(), enabled=()), seed=seed) > 0
+
+
+@mode_lifecycle.on(Facet.LAYER, draws=Draw(kinds=("linear",), rows=True, small=True, dropout=(0.0, 0.5)))
+def _(subject: Subject, case: Case) -> None:
+    """train() and eval() through the parent reach the layer each time; training while merged is refused or exact.
+
+    Whatever happens in between, eval gives the closed form, and training gives its gradients.
+    """
+    if not subject.has(Feature.DROPOUT):
+        case = replace(case, dropout=0.0)
+    handle = subject.attach(case)
+    x, dy = case.arrays.x, case.arrays.dy
+    expected = case.oracle(subject.manifest).forward(x)
+    mask = replayed_mask(subject, case, seed=case.seed) if case.dropout else None
+    for _ in range(2):
+        subject.judge_output(case, handle.forward(x), expected, quantity="y in eval mode")
+        judge_gradients(subject, case, handle.vjp(x, dy, train=True, seed=case.seed), mask)
+    if not subject.has(Feature.MERGE) or case.tier != "exact":
+        return  # in the bounded tier the merged weight's own rounding would count as an error of training
+    handle.forward(x)  # a merge belongs to eval mode
+    handle.merge()
+    try:
+        grads = handle.vjp(x, dy, train=True, seed=case.seed)
+    except Exception:  # noqa: BLE001 - refusing in any way is right
+        return
+    if case.dropout == 0.0:
+        must(grads.da is not None and grads.db is not None, "training while merged", "gradients of A and B, or a refusal",
+             "an output without gradients, silently")  # fmt: skip
+        judge_gradients(subject, case, grads, mask)

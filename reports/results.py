@@ -1,0 +1,219 @@
+"""Read results files. A file that is truncated, foreign or of a later schema is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+VERDICTS = ("CRASH", "TIMEOUT", "ERROR", "FAIL", "GAP-CLOSED", "GAP", "PASS", "UNSUPPORTED")  # the worst first
+RED = frozenset(VERDICTS[:5])
+IMPORT = "import"
+
+
+class ResultsError(Exception):
+    """One line: which file, and what is wrong with it."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: {what}")
+        self.path, self.what = path, what
+
+
+@dataclass(frozen=True)
+class Invariant:
+    id: str
+    family: str
+    statement: str
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """As ``conformance.record`` describes it; ``after`` is worked out on reading."""
+
+    backend: str
+    version: str
+    invariant: str
+    family: str
+    facet: str
+    dtype: str
+    on: str
+    verdict: str
+    examples: int = 0
+    seconds: float = 0.0
+    fraction: float | None = None
+    reason: str = ""
+    upstream: str = ""
+    failure: str = ""
+    cause: str = ""
+    case: Mapping[str, Any] = field(default_factory=dict)
+    reproduce: str = ""
+    traceback: str = ""
+    after: tuple[str, ...] = ()
+
+    @property
+    def red(self) -> bool:
+        return self.verdict in RED
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """Where it was judged: what rests on what is compared within one place."""
+        return (self.backend, self.facet, self.dtype, self.on)
+
+
+@dataclass(frozen=True)
+class Results:
+    path: Path
+    suite: str
+    digest: str
+    invariants: tuple[Invariant, ...]
+    backends: Mapping[str, str]  # name -> version, in the order in which they were asked for
+    profile: str
+    seed: int
+    models: tuple[str, ...]
+    device: Mapping[str, Any]
+    versions: Mapping[str, str]
+    command: str
+    started: str
+    seconds: float
+    records: tuple[Record, ...]
+
+    @cached_property
+    def red(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.red)
+
+
+def read(path: Path) -> Results:
+    """One results file.
+
+    Raises:
+        ResultsError: what it holds is not one whole run.
+    """
+    lines = _lines(path)
+    header = lines[0]
+    kinds = Counter(str(line.get("type")) for line in lines)
+    if header.get("type") != "header" or "invariants" not in header:
+        raise ResultsError(path, "is no results file of lora-conformance: its first line is no header")
+    if not isinstance(header.get("schema"), int) or header["schema"] > SCHEMA:
+        raise ResultsError(
+            path, f"has schema {header.get('schema')}, this version reads {SCHEMA}: update lora-conformance"
+        )
+    planned = header.get("trials")
+    if not kinds["footer"]:
+        raise ResultsError(
+            path, f"is truncated: {kinds['record']} of {planned} records and no footer; the run was cut off"
+        )
+    footer = lines[-1]
+    if footer.get("type") != "footer" or kinds["footer"] + kinds["header"] != 2:
+        raise ResultsError(path, "goes on after its footer: it holds more than one run")
+    if not kinds["record"] == footer.get("records") == planned:
+        seen = f"{kinds['record']} records, {footer.get('records')} by its footer, {planned} planned"
+        raise ResultsError(path, f"is truncated: {seen}")
+    try:
+        return _results(path, header, lines[1:-1], footer)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(path, f"has a malformed line: {type(error).__name__}: {error}") from None
+
+
+def read_all(paths: Iterable[Path]) -> list[Results]:
+    """Several runs to be compared: they must have judged the same statements, and each backend once.
+
+    Raises:
+        ResultsError: one of them cannot be read, or does not fit the first.
+    """
+    found: list[Results] = []
+    names: dict[str, Path] = {}
+    for results in map(read, paths):
+        if found and results.digest != found[0].digest:
+            raise ResultsError(results.path, f"judged other invariants than {found[0].path}: run both with one version")
+        for name in results.backends:
+            if name in names:
+                raise ResultsError(results.path, f"has backend {name!r}, as {names[name]} does")
+            names[name] = results.path
+        found.append(results)
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ResultsError(path, f"cannot be read: {why}") from None
+    if not text:
+        raise ResultsError(path, "is empty: the run was cut off before its first trial")
+    *whole, rest = text.split("\n")
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(whole, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise ResultsError(path, f"line {number} is not JSON") from None
+        if not isinstance(value, dict):
+            raise ResultsError(path, f"line {number} is no JSON object")
+        lines.append(value)
+    if rest and not lines:
+        raise ResultsError(path, "is no results file of lora-conformance: not one whole line")
+    return [*lines, {"type": "cut off"}] if rest else lines
+
+
+def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]], footer: Mapping[str, Any]) -> Results:
+    invariants = tuple(Invariant(**{**i, "after": tuple(i["after"])}) for i in header["invariants"])
+    records = [_record(line) for line in lines]
+    if any(record.invariant == IMPORT for record in records):
+        invariants = (Invariant(IMPORT, IMPORT, "The backend can be imported."), *invariants)
+    order = {i.id: n for n, i in enumerate(invariants)}
+    if unknown := {record.invariant for record in records} - set(order):
+        raise ValueError(f"no such invariant: {min(unknown)}")
+    named = {b.get("name", b["reference"]): b.get("version", "") for b in header["backends"]}
+    place = {name: n for n, name in enumerate(named)}
+    records.sort(key=lambda r: (place[r.backend], order[r.invariant], r.facet, r.on, r.dtype))
+    return Results(
+        path=path,
+        suite=header["suite"],
+        digest=header["digest"],
+        invariants=invariants,
+        backends=named,
+        profile=header["profile"],
+        seed=header["seed"],
+        models=tuple(header["models"]),
+        device=header["device"],
+        versions=header["versions"],
+        command=header["command"],
+        started=header["started"],
+        seconds=footer["seconds"],
+        records=tuple(_with_roots(records, invariants)),
+    )
+
+
+def _record(line: Mapping[str, Any]) -> Record:
+    if line.get("type") != "record" or line.get("verdict") not in VERDICTS:
+        raise ValueError(f"neither a record nor a verdict: {line.get('type')} {line.get('verdict')}")
+    known = {f.name for f in fields(Record)}
+    return Record(**{k: v for k, v in line.items() if k in known and k != "after"})
+
+
+def _with_roots(records: Iterable[Record], invariants: Iterable[Invariant]) -> list[Record]:
+    """Each red record is told which red invariants it rests on, in the same place."""
+    before: dict[str, set[str]] = {}
+    for invariant in invariants:  # prerequisites are registered first
+        before[invariant.id] = {up for one in invariant.after for up in {one, *before.get(one, ())}}
+    records = list(records)
+    red: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        if record.red:
+            red.setdefault(record.place, []).append(record.invariant)
+    return [_after(record, before, red.get(record.place, [])) for record in records]
+
+
+def _after(record: Record, before: Mapping[str, set[str]], red: list[str]) -> Record:
+    if not record.red:
+        return record
+    rests_on = tuple(name for name in red if name in before[record.invariant])
+    values = {f.name: getattr(record, f.name) for f in fields(Record)}
+    return Record(**{**values, "after": rests_on})
