@@ -55,7 +55,7 @@ class Session:
         except BaseException as error:  # noqa: BLE001 - a backend that exits or skips is an error, never an absence
             why = " ".join(f"{type(error).__name__}: {error}".split())
             trace = "".join(traceback.format_exception(error))
-            text = f"{trial.invariant.id}: {trial.invariant.statement}\n  raised     {why}\n{trace}"
+            text = f"{trial.invariant.id}: {trial.invariant.statement}\n  raised     {why}"
             return trial.record(Verdict.ERROR, failure=text, cause=why, traceback=trace)
 
     def _watch(self, trial: Trial, case: Any) -> None:

@@ -33,6 +33,7 @@ _PACKAGES = (
     "safetensors",
 )
 _SHOWN_FRAMES = 12
+_CALLER = "conformance/trial.py"
 
 
 class Writer:
@@ -141,14 +142,8 @@ def _signal(stack: str) -> str:
 
 
 def _frames(stack: str) -> list[str]:
-    """The innermost frames, down to where the suite called the backend."""
-    frames: list[str] = []
-    current = False
-    for line in stack.splitlines():
-        if "most recent call first" in line:
-            current = "Current thread" in line or (line.startswith("Thread") and not frames)
-        elif current and line.lstrip().startswith("File "):
-            if "conformance/trial.py" in line:
-                break
-            frames.append(line)
-    return frames[:_SHOWN_FRAMES]
+    """The innermost frames of the thread that judged, down to where the suite called the backend."""
+    threads = stack.split("most recent call first")
+    judging = next((thread for thread in threads if _CALLER in thread), threads[-1])
+    frames = [line for line in judging.partition(_CALLER)[0].splitlines() if line.lstrip().startswith("File ")]
+    return [frame for frame in frames if "line" in frame][:_SHOWN_FRAMES]

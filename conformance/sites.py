@@ -53,18 +53,16 @@ class _Watch:
             y.register_hook(lambda dy: setattr(seen, "dy", to_numpy(dy)))
 
 
-def output(module: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The model's own result: logits where it has a head, else the last hidden state."""
+def outputs(module: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """All real tensors that the model returns: logits, hidden states, a pooled state."""
     result = module(**inputs)
-    tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
+    return [value for value in result.to_tuple() if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def backward(case: ModelCase, y: torch.Tensor) -> None:
-    """Backpropagate a random linear functional of the output."""
+def backward(case: ModelCase, results: list[torch.Tensor]) -> None:
+    """Backpropagate a random linear functional of everything that the model returns."""
     generator = torch.Generator().manual_seed(case.seed)
-    y.backward(torch.randn(y.shape, generator=generator).to(y.dtype))
+    torch.autograd.backward(results, [torch.randn(y.shape, generator=generator).to(y.dtype) for y in results])
 
 
 def site_oracle(case: ModelCase, handle: ModelHandle, path: str, manifest: Manifest, adapter: str = "default") -> Oracle:

@@ -32,7 +32,7 @@ def test_invariant(trial: Trial | Broken, request: pytest.FixtureRequest) -> Non
 
     record = request.config.stash[SESSION].judge(trial, request.node)
     if record.verdict.red:
-        pytest.fail(plain(record.failure or f"{record.verdict}: {record.reason}"), pytrace=False)
+        pytest.fail(plain(record.failure or f"{record.verdict} {record.invariant}: {record.reason}"), pytrace=False)
     if record.verdict is Verdict.GAP:
         pytest.xfail(plain(f"known gap: {record.reason}"))
     if record.verdict is Verdict.UNSUPPORTED:

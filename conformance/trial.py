@@ -101,7 +101,7 @@ def replay(trial: Trial, fields: dict[str, Any]) -> Record:
     case = trial.check.draws.rebuild(fields)
     try:
         trial.check.function(subject, case)
-    except Exception as error:  # noqa: BLE001 - whatever the backend raises is the result
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the backend raises is the result
         return _failed(trial, case, error, examples=1)
     return trial.record(Verdict.PASS, examples=1, fraction=_fraction(subject.judge))
 
@@ -111,7 +111,7 @@ class _Search:
 
     def __init__(self, trial: Trial, examples: int, seed: int, watch: Callable[[Any], None] | None) -> None:
         self.trial, self.count, self.worst, self.watch = trial, 0, Judge(), watch
-        self.found: tuple[Any, Exception] | None = None
+        self.found: tuple[Any, BaseException] | None = None
         strategy = trial.check.draws(trial.subject())
         for gap in trial.gaps:
             strategy = strategy.filter(partial(_outside, gap))
@@ -134,7 +134,7 @@ class _Search:
         subject = replace(self.trial.subject(), judge=self.worst)
         try:
             self.trial.check.function(subject, case)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.found = (case, error)
             raise
 
@@ -146,7 +146,7 @@ class _Search:
             record = _failed(self.trial, *self.found, examples=self.count)
             record.reason = "the same case did not fail again: the backend is not deterministic"
             return record
-        except Exception:
+        except (Exception, SystemExit):
             if self.found is None:
                 raise
             return _failed(self.trial, *self.found, examples=self.count)
@@ -179,9 +179,9 @@ def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record) -> Record:
     return outside
 
 
-def _failed(trial: Trial, case: Any, error: Exception, *, examples: int) -> Record:
+def _failed(trial: Trial, case: Any, error: BaseException, *, examples: int) -> Record:
     finding = error.finding if isinstance(error, Violation) else None
-    trace = "" if finding else "".join(traceback.format_exception(error))
+    trace = "" if finding else _trace(error)
     failure = Failure(
         invariant=trial.invariant.id,
         statement=trial.invariant.statement,
@@ -205,7 +205,13 @@ def _failed(trial: Trial, case: Any, error: Exception, *, examples: int) -> Reco
     )
 
 
-def _one_line(error: Exception) -> str:
+def _trace(error: BaseException) -> str:
+    """Without Hypothesis's note, which tells the case once more."""
+    error.__notes__ = [note for note in getattr(error, "__notes__", ()) if "_judge(" not in note]
+    return "".join(traceback.format_exception(error))
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "(no message)"
 
 

@@ -165,7 +165,9 @@ class Oracle:
         return rounded(dot(self._hidden(rows), self.b.T).times(s))  # (M, N)
 
     def _base_rows(self, x: Array, w: Bounded | None = None) -> Bounded:
-        return self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T, self.bias)  # (M, N)
+        product = self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T)  # (M, N)
+        # torch adds the bias in a step of its own where x is not contiguous, and so rounds twice
+        return product if self.bias is None else self.base.round(product + self.bias)
 
     def _delta_matrix(self, *, narrow: bool) -> Bounded:
         arithmetic = self.narrow if narrow else self.wide

@@ -70,8 +70,8 @@ class Arithmetic:
         """x rounded once to the storage dtype."""
         return Bounded(x.value, x.bound + UNIT_ROUNDOFF[self.storage] * x.magnitude + HALF_SUBNORMAL[self.storage])
 
-    def dot(self, p: Bounded, q: Bounded, plus: Bounded | None = None, *, fold: Fold | None = None) -> Bounded:
-        """p (m, n) @ q (n, k) [+ plus], accumulated, then rounded to the storage dtype where that is narrower.
+    def dot(self, p: Bounded, q: Bounded, *, fold: Fold | None = None) -> Bounded:
+        """p (m, n) @ q (n, k), accumulated, then rounded to the storage dtype where that is narrower.
 
         Terms that are exactly zero are not counted: they round nothing. ``fold`` continues the same accumulation by
         adding up elements of the product, as a convolution's input gradient does over the taps of its kernel.
@@ -80,8 +80,6 @@ class Arithmetic:
         value = p.value @ q.value
         bound = p.bound @ q.magnitude + np.abs(p.value) @ q.bound
         size = p.magnitude @ q.magnitude
-        if plus is not None:
-            value, bound, size, terms = value + plus.value, bound + plus.bound, size + plus.magnitude, terms + 1
         if fold is not None:
             value, bound, size, terms = fold(value), fold(bound), fold(size), fold(terms)
         u = UNIT_ROUNDOFF[self.accumulate]

@@ -10,3 +10,7 @@ from conformance.invariants import merge as merge
 from conformance.invariants import merge_state as merge_state
 from conformance.invariants import dtype as dtype
 from conformance.invariants import layout as layout
+from conformance.invariants import on_models as on_models
+from conformance.invariants import tied as tied
+from conformance.invariants import targets as targets
+from conformance.invariants import persistence as persistence

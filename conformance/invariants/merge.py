@@ -9,7 +9,9 @@ from conformance.contract import Facet, Feature
 from conformance.invariant import invariant
 from conformance.strategies import Draw
 from conformance.subject import Subject
-from lora_ref.rounding import Arithmetic, Bounded
+from lora_ref.geometry import Array
+from lora_ref.oracle import Oracle
+from lora_ref.rounding import Bounded
 
 merge_delta_oracle = invariant("merge-delta-oracle", family="merge", after=("forward-oracle",))
 merge_equivalence = invariant("merge-equivalence", family="merge", after=("merge-delta-oracle",))
@@ -74,12 +76,17 @@ def _(subject: Subject, case: Case) -> None:
 
 
 def one_cycle(subject: Subject, case: Case, *, of: Case | None = None) -> Bounded:
-    """W (of the case ``of``), with the error of (W + D) - D: each sum rounds once to W's dtype, and D may be rounded."""
-    arithmetic = Arithmetic(case.dtype)
-    w = (of or case).arrays.w.astype(np.float64)
-    delta = case.oracle(subject.manifest).delta_weight(narrow=True)
-    merged = arithmetic.round(Bounded(np.abs(w) + delta.magnitude, delta.bound))
-    return Bounded(w, arithmetic.round(Bounded(np.abs(w), merged.bound)).bound)
+    """W (of the case ``of``) after a merge and an unmerge of this case's adapter."""
+    w = (of or case).arrays.w
+    return restored(case.oracle(subject.manifest), w.astype(np.float64))
+
+
+def restored(oracle: Oracle, w: Array | None = None) -> Bounded:
+    """W, with the error of (W + D) - D: each sum rounds once to W's dtype, and D may be rounded on the way."""
+    delta = oracle.delta_weight(narrow=True)
+    w = oracle.geometry.weight_array(oracle.w.value) if w is None else w
+    merged = oracle.base.round(Bounded(np.abs(w) + delta.magnitude, delta.bound))
+    return Bounded(w, oracle.base.round(Bounded(np.abs(w), merged.bound)).bound)
 
 
 @merge_idempotent.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(rows=True))

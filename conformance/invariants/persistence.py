@@ -1,0 +1,110 @@
+"""Persistence: what is saved comes back, all of it, or the load says why not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from conformance.contract import Facet, Feature, ModelHandle
+from conformance.invariant import invariant
+from conformance.model_cases import DrawModel, ModelCase
+from conformance.peft_layout import Damage, damage, read_adapter, write_adapter
+from conformance.sites import outputs
+from conformance.subject import Subject
+from conformance.torch_arrays import to_numpy
+from conformance.violation import must
+
+roundtrip = invariant("roundtrip", family="persist", after=("forward-oracle",))
+load_strict = invariant("load-strict", family="persist", after=("roundtrip",))
+interop = invariant("interop", family="persist", after=("roundtrip",))
+
+_COST = 10
+
+
+@roundtrip.on(Facet.STORE, cost=_COST, draws=DrawModel(patterns=True))
+def _(subject: Subject, case: ModelCase) -> None:
+    """Saved and loaded into a fresh base, the adapter gives the same output bit for bit, from the same A, B, r and s."""
+    handle = subject.model.attach(case.loaded.fresh(), case.spec)
+    case.fill(handle)
+    inputs = case.loaded.inputs(case.seed)
+    with _folder() as folder:
+        subject.store.dump(handle, folder)
+        back = subject.store.load(case.loaded.fresh(), folder)
+    _must_have_same_sites(back, handle)
+    for path in handle.sites():
+        for name, live, loaded in zip("AB", handle.factors(path), back.factors(path), strict=True):
+            subject.judge.same(f"{name} of {path} after loading", to_numpy(loaded), to_numpy(live))
+        must(back.spec_at(path) == handle.spec_at(path), f"rank and scaling at {path} after loading",
+             handle.spec_at(path), back.spec_at(path))  # fmt: skip
+    with torch.no_grad():
+        wanted, got = outputs(handle.module.eval(), inputs), outputs(back.module.eval(), inputs)
+    for nth, (before, after) in enumerate(zip(wanted, got, strict=True)):
+        subject.judge.same(f"output {nth} of the loaded model", to_numpy(after), to_numpy(before))
+
+
+@interop.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(patterns=True))
+def _(subject: Subject, case: ModelCase) -> None:
+    """Files in PEFT's layout mean the same here as there: written, they hold A, B and s; read, they give them.
+
+    adapter_model.safetensors names base_model.model.<path>.lora_A.weight (r, in) and .lora_B.weight (out, r);
+    adapter_config.json has r, lora_alpha, use_rslora and the patterns. Both ways are judged with files of the suite's own.
+    """
+    handle = subject.model.attach(case.loaded.fresh(), case.spec)
+    case.fill(handle)
+    wanted = {path: tuple(to_numpy(factor) for factor in handle.factors(path)) for path in handle.sites()}
+    with _folder() as folder:
+        subject.store.dump(handle, folder)
+        written = read_adapter(folder)
+    must(sorted(written.factors) == sorted(wanted), "modules in the file", ", ".join(sorted(wanted)),
+         ", ".join(sorted(written.factors)))  # fmt: skip
+    for path, factors in wanted.items():
+        for name, live, saved in zip("AB", factors, written.factors[path], strict=True):
+            subject.judge.same(f"{name} of {path} in the file", saved, live)
+        expected = case.spec.at(path).scaling
+        scaling = written.spec.at(path).scaling
+        must(scaling == expected, f"scaling of {path} by the file's config", expected, scaling)
+    with _folder() as folder:
+        write_adapter(folder, case.spec, wanted)
+        back = subject.store.load(case.loaded.fresh(), folder)
+    _must_have_same_sites(back, handle)
+    for path, factors in wanted.items():
+        for name, canonical, loaded in zip("AB", factors, back.factors(path), strict=True):
+            subject.judge.same(f"{name} of {path} read from a canonical file", to_numpy(loaded), canonical)
+        expected = case.spec.at(path)
+        must(back.spec_at(path) == (expected.r, expected.scaling), f"rank and scaling of {path} read from a canonical file",
+             (expected.r, expected.scaling), back.spec_at(path))  # fmt: skip
+
+
+@load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(operations=tuple(Damage)))
+def _(subject: Subject, case: ModelCase) -> None:
+    """Every tensor of a file is applied, and every adapted module gets its own, or loading is refused.
+
+    Judged with a canonical file that is truncated, empty, lacks a tensor, has one too many, one of a wrong shape, or
+    whose names all have another prefix, so that nothing would be applied.
+    """
+    handle = subject.model.attach(case.loaded.fresh(), case.spec)
+    case.fill(handle)
+    factors = {path: tuple(to_numpy(factor) for factor in handle.factors(path)) for path in handle.sites()}
+    with _folder() as folder:
+        write_adapter(folder, case.spec, factors)
+        damage(folder, Damage(case.operation))
+        try:
+            subject.store.load(case.loaded.fresh(), folder)
+        except Exception:  # noqa: BLE001 - any exception is a refusal
+            return
+    must(condition=False, quantity=f"loading a file with {case.operation}", expected="a refusal", got="silence")
+
+
+def _must_have_same_sites(back: ModelHandle, handle: ModelHandle) -> None:
+    before, after = sorted(handle.sites()), sorted(back.sites())
+    must(after == before, "modules adapted after loading", ", ".join(before), ", ".join(after) or "none")
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="lora-conformance-") as name:
+        yield Path(name) / "adapter"
