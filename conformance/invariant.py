@@ -22,6 +22,9 @@ class Drawable(Protocol):
 
     def rebuild(self, given: Mapping[str, Any]) -> Any: ...
 
+    def pinned(self, subject: Subject, given: Mapping[str, Any]) -> Any:
+        """The case that a gap pins, in the subject's dtype and on its model."""
+
     def lacking(self, subject: Subject) -> str:
         """Why the backend serves none of these cases, or ""."""
 

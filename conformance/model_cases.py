@@ -100,6 +100,10 @@ class DrawModel:
     def rebuild(self, given: Mapping[str, Any]) -> ModelCase:
         return ModelCase.from_fields(given)
 
+    def pinned(self, subject: Subject, given: Mapping[str, Any]) -> ModelCase:
+        names = linear_names(load(subject.on, subject.dtype).module)
+        return self.rebuild({"targets": names[:1], **given, "model": subject.on, "dtype": subject.dtype})
+
     def lacking(self, subject: Subject) -> str:
         return ""
 

@@ -49,6 +49,9 @@ class Draw:
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Case.from_fields(given)
 
+    def pinned(self, subject: Subject, given: Mapping[str, Any]) -> Case:
+        return self.rebuild({**given, "dtype": subject.dtype})
+
     def lacking(self, subject: Subject) -> str:
         return "" if self.kinds_of(subject.manifest) else f"declares none of {', '.join(self.kinds)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ class Conv1D(nn.Module):
 class Root(nn.Module):
     """The user's model around the layer: mode switches reach the layer through it, as they do in life."""
 
+    layer: Any  # what the backend makes of the module that it is given
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
@@ -45,7 +48,7 @@ class Root(nn.Module):
 class TorchLayer(ABC):
     """``adapt`` and ``factors`` are required; the others are needed only for the features that they belong to.
 
-    All of them are handed the module that sits at ``root.layer`` after ``adapt``.
+    What reads is handed the adapted module that sits at ``root.layer``; what changes something is handed the root.
     """
 
     conv1d: type[nn.Module] = Conv1D
@@ -76,25 +79,25 @@ class TorchLayer(ABC):
         assert isinstance(weight, torch.Tensor)
         return weight
 
-    def merge(self, layer: nn.Module) -> None:
-        layer.merge()  # type: ignore[operator]
+    def merge(self, root: Root) -> None:
+        root.layer.merge()
 
-    def unmerge(self, layer: nn.Module) -> None:
-        layer.unmerge()  # type: ignore[operator]
+    def unmerge(self, root: Root) -> None:
+        root.layer.unmerge()
 
-    def enable(self, layer: nn.Module, on: bool) -> None:  # noqa: FBT001
+    def enable(self, root: Root, on: bool) -> None:  # noqa: FBT001
         raise NotImplementedError
 
     def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
         raise NotImplementedError
 
-    def activate(self, layer: nn.Module, *adapters: str) -> None:
+    def activate(self, root: Root, *adapters: str) -> None:
         raise NotImplementedError
 
-    def delete(self, layer: nn.Module, adapter: str) -> None:
+    def delete(self, root: Root, adapter: str) -> None:
         raise NotImplementedError
 
-    def set_scale(self, layer: nn.Module, factor: float, adapter: str) -> None:
+    def set_scale(self, root: Root, factor: float, adapter: str) -> None:
         raise NotImplementedError
 
     def attach(self, spec: LoraSpec, weights: Weights) -> TorchHandle:
@@ -191,16 +194,16 @@ class TorchHandle:
         self.optimiser.step()
 
     def merge(self) -> None:
-        self.kind.merge(self.layer)
+        self.kind.merge(self.root)
 
     def unmerge(self) -> None:
-        self.kind.unmerge(self.layer)
+        self.kind.unmerge(self.root)
 
     def effective_weight(self) -> Array:
         return to_numpy(self.kind.weight(self.layer))
 
     def enable(self, on: bool) -> None:  # noqa: FBT001
-        self.kind.enable(self.layer, on)
+        self.kind.enable(self.root, on)
 
     def add(self, adapter: str, spec: LoraSpec, a: Array, b: Array) -> None:
         self.kind.add(self.root, adapter, spec, self.adapter_dtype)
@@ -208,14 +211,14 @@ class TorchHandle:
         self.write(a, b, adapter)
 
     def activate(self, *adapters: str) -> None:
-        self.kind.activate(self.layer, *adapters)
+        self.kind.activate(self.root, *adapters)
 
     def delete(self, adapter: str) -> None:
-        self.kind.delete(self.layer, adapter)
+        self.kind.delete(self.root, adapter)
         self.adapters.remove(adapter)
 
     def set_scale(self, factor: float, adapter: str = "default") -> None:
-        self.kind.set_scale(self.layer, factor, adapter)
+        self.kind.set_scale(self.root, factor, adapter)
 
     def _canonical(self, tensor: torch.Tensor, factor: str) -> Array:
         view = self.kind.view_a if factor == "a" else self.kind.view_b

@@ -97,8 +97,11 @@ def run(trial: Trial, *, profile: str, seed: int, watch: Callable[[Any], None] |
 
 def replay(trial: Trial, fields: dict[str, Any]) -> Record:
     """Judge exactly one case, given by the fields that a failure printed."""
+    return judge_case(trial, trial.check.draws.rebuild(fields))
+
+
+def judge_case(trial: Trial, case: Any) -> Record:
     subject = trial.subject()
-    case = trial.check.draws.rebuild(fields)
     try:
         trial.check.function(subject, case)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the backend raises is the result

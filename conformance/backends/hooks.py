@@ -33,17 +33,17 @@ class HookedLayer(TorchLayer):
         delta = layer.lora.delta(adapter)
         return delta.a, delta.b
 
-    def enable(self, layer: Any, on: bool) -> None:  # noqa: FBT001
-        layer.lora.enabled = on
+    def enable(self, root: Root, on: bool) -> None:  # noqa: FBT001
+        root.layer.lora.enabled = on
 
-    def activate(self, layer: Any, *adapters: str) -> None:
-        layer.lora.activate(*adapters)
+    def activate(self, root: Root, *adapters: str) -> None:
+        root.layer.lora.activate(*adapters)
 
-    def delete(self, layer: Any, adapter: str) -> None:
-        layer.lora.delete(adapter)
+    def delete(self, root: Root, adapter: str) -> None:
+        root.layer.lora.delete(adapter)
 
-    def set_scale(self, layer: Any, factor: float, adapter: str) -> None:
-        layer.lora.set_scale(adapter, factor)
+    def set_scale(self, root: Root, factor: float, adapter: str) -> None:
+        root.layer.lora.set_scale(adapter, factor)
 
 
 class HookedHandle(TorchModelHandle):

@@ -38,13 +38,13 @@ class LoralibLayer(TorchLayer):
     def base(self, layer: nn.Module) -> nn.Module:
         return layer
 
-    def merge(self, layer: Any) -> None:
-        layer.merge_weights = True
-        layer.eval()
+    def merge(self, root: Root) -> None:
+        root.layer.merge_weights = True
+        root.layer.eval()
 
-    def unmerge(self, layer: Any) -> None:
-        layer.train()
-        layer.merge_weights = False
+    def unmerge(self, root: Root) -> None:
+        root.layer.train()
+        root.layer.merge_weights = False
 
 
 def _make(spec: LoraSpec, weights: Weights) -> Any:

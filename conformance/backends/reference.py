@@ -30,7 +30,6 @@ class ReferenceLayer(TorchLayer):
         root.layer = layer
 
     def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
-        assert isinstance(root.layer, LoraLayer)
         root.layer.add(adapter, spec, dtype=dtype)
 
     def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -40,17 +39,17 @@ class ReferenceLayer(TorchLayer):
     def weight(self, layer: Any) -> torch.Tensor:
         return layer.merged_weight if layer.merged else layer.base.weight  # type: ignore[no-any-return]
 
-    def enable(self, layer: Any, on: bool) -> None:  # noqa: FBT001
-        layer.enable() if on else layer.disable()
+    def enable(self, root: Root, on: bool) -> None:  # noqa: FBT001
+        root.layer.enable() if on else root.layer.disable()
 
-    def activate(self, layer: Any, *adapters: str) -> None:
-        layer.activate(*adapters)
+    def activate(self, root: Root, *adapters: str) -> None:
+        root.layer.activate(*adapters)
 
-    def delete(self, layer: Any, adapter: str) -> None:
-        layer.delete(adapter)
+    def delete(self, root: Root, adapter: str) -> None:
+        root.layer.delete(adapter)
 
-    def set_scale(self, layer: Any, factor: float, adapter: str) -> None:
-        layer.set_scale(adapter, factor)
+    def set_scale(self, root: Root, factor: float, adapter: str) -> None:
+        root.layer.set_scale(adapter, factor)
 
 
 class ReferenceHandle(TorchModelHandle):

@@ -13,7 +13,7 @@ dtype_preserved = invariant("dtype-preserved", family="dtype", after=("forward-o
 precision_bound = invariant("precision-bound", family="dtype", after=("forward-oracle",))
 
 
-@dtype_preserved.on(Facet.OPERATOR, Facet.LAYER, draws=Draw())
+@dtype_preserved.on(Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("linear", "transposed", "embedding")))
 def _(subject: Subject, case: Case) -> None:
     """The output has the base layer's dtype, each gradient that of its tensor, and a merged weight that of W.
 
@@ -38,7 +38,7 @@ def _must_be(what: str, array: Array | None, dtype: str) -> None:
     must(array.dtype.name == dtype, f"dtype of {what}", dtype, array.dtype.name)
 
 
-@precision_bound.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(tiers=("bounded",)))
+@precision_bound.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("bounded",)))
 def _(subject: Subject, case: Case) -> None:
     """A merge forms the delta in float32 or better and rounds once, to W's dtype: |error| <= u·|W'| and little more.
 

@@ -19,7 +19,8 @@ unmerge_restores_base = invariant("unmerge-restores-base", family="merge", after
 merge_idempotent = invariant("merge-idempotent", family="merge", after=("merge-delta-oracle",))
 merge_atomic = invariant("merge-atomic", family="merge", after=("unmerge-restores-base",))
 
-_CYCLES = 64
+_CYCLES = 256
+_PLAIN = ("linear", "transposed", "embedding")  # convolutions are merged where the delta itself is judged
 
 
 @merge_delta_oracle.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw())
@@ -54,7 +55,7 @@ def _(subject: Subject, case: Case) -> None:
 def _(subject: Subject, case: Case) -> None:
     """Merge then unmerge gives the base weight back, and the error does not grow with the number of cycles.
 
-    One cycle may round twice, by subtracting what it added. After 64 cycles, each with other values of A and B as in
+    One cycle may round twice, by subtracting what it added. After 256 cycles, each with other values of A and B as in
     training, the same bound holds: a base that takes a random walk is not frozen.
     """
     handle = subject.attach(case)
@@ -89,7 +90,7 @@ def restored(oracle: Oracle, w: Array | None = None) -> Bounded:
     return Bounded(w, oracle.base.round(Bounded(np.abs(w), merged.bound)).bound)
 
 
-@merge_idempotent.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(rows=True))
+@merge_idempotent.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(kinds=_PLAIN, rows=True))
 def _(subject: Subject, case: Case) -> None:
     """A second merge changes nothing: the delta is in the weight once. Refusing it is as good."""
     handle = subject.attach(case)
@@ -102,7 +103,7 @@ def _(subject: Subject, case: Case) -> None:
         subject.judge("W after one unmerge", handle.effective_weight(), one_cycle(subject, case), exact=case.tier == "exact")
 
 
-@merge_atomic.on(Facet.LAYER, needs={Feature.MERGE, Feature.UNMERGE}, draws=Draw(rows=True, rank=2))
+@merge_atomic.on(Facet.LAYER, needs={Feature.MERGE, Feature.UNMERGE}, draws=Draw(kinds=_PLAIN, rows=True, rank=2))
 def _(subject: Subject, case: Case) -> None:
     """A merge that cannot succeed leaves everything as it was: with a NaN or infinite delta it is refused, or undone.
 

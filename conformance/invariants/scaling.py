@@ -56,7 +56,7 @@ def _(subject: Subject, case: Case) -> None:
     subject.judge("y = s", y, expected, exact=False, delta=expected.value, spec=case.spec)
 
 
-@scaling_once.on(Facet.OPERATOR, Facet.LAYER, draws=Draw(tiers=("exact",), rows=True))
+@scaling_once.on(Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True))
 def _(subject: Subject, case: Case) -> None:
     """Doubling alpha doubles the delta in the output, in every gradient and in the merged weight, bit for bit.
 

@@ -42,6 +42,9 @@ class DrawTargets:
     def rebuild(self, given: Mapping[str, Any]) -> ModelCase:
         return ModelCase.from_fields(given)
 
+    def pinned(self, subject: Subject, given: Mapping[str, Any]) -> ModelCase:
+        return self.rebuild({"model": "branches", "targets": ["q_proj"], **given, "dtype": subject.dtype})
+
     def lacking(self, subject: Subject) -> str:
         return ""
 

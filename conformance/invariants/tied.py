@@ -31,6 +31,9 @@ class DrawTied(DrawModel):
     def rebuild(self, given: Mapping[str, Any]) -> ModelCase:
         return ModelCase.from_fields(given)
 
+    def pinned(self, subject: Subject, given: Mapping[str, Any]) -> ModelCase:
+        return super().pinned(subject, {**given, "targets": [_head(subject)]})
+
     def lacking(self, subject: Subject) -> str:
         return "" if _head(subject) else f"{subject.on} ties no weights"
 
