@@ -22,6 +22,8 @@ from conformance.record import Record, Verdict
 from conformance.subject import Subject
 from conformance.violation import Failure, Violation
 
+Watch = Callable[[Any], None]  # told each case before it is judged
+
 EXAMPLES = {"quick": 10, "full": 50}
 
 
@@ -78,7 +80,7 @@ def reproduce(trial: Trial, case: Any) -> str:
     return shlex.join([*command, "--facet", trial.facet.value, "--case", case.to_json()])
 
 
-def run(trial: Trial, *, profile: str, seed: int, watch: Callable[[Any], None] | None = None) -> Record:
+def run(trial: Trial, *, profile: str, seed: int, watch: Watch | None = None) -> Record:
     """Judge drawn cases; where a gap is declared, judge the cases outside it, then the gap's own pinned case.
 
     ``watch`` is told each drawn case before it is judged: what is known of a trial that kills its process.
@@ -90,7 +92,7 @@ def run(trial: Trial, *, profile: str, seed: int, watch: Callable[[Any], None] |
     gaps = trial.gaps
     record = search.record() if all(gap.where for gap in gaps) else trial.record(Verdict.PASS)
     if record.verdict is Verdict.PASS and gaps:
-        record = _judge_gaps(trial, gaps, record)
+        record = _judge_gaps(trial, gaps, record, watch)
     record.seconds = round(time.perf_counter() - start, 4)
     return record
 
@@ -112,7 +114,7 @@ def judge_case(trial: Trial, case: Any) -> Record:
 class _Search:
     """Hypothesis looks for a case that breaks the invariant, and shrinks it."""
 
-    def __init__(self, trial: Trial, examples: int, seed: int, watch: Callable[[Any], None] | None) -> None:
+    def __init__(self, trial: Trial, examples: int, seed: int, watch: Watch | None) -> None:
         self.trial, self.count, self.worst, self.watch = trial, 0, Judge(), watch
         self.found: tuple[Any, BaseException] | None = None
         strategy = trial.check.draws(trial.subject())
@@ -165,14 +167,16 @@ def _outside(gap: Gap, case: Any) -> bool:
     return not covers(gap, case)
 
 
-def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record) -> Record:
+def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record, watch: Watch | None) -> Record:
     for gap in gaps:
-        fields = {**gap.case, "dtype": trial.dtype} | ({"model": trial.on} if trial.on else {})
-        seen = replay(trial, fields)
-        name = seen.failure.partition("raised     ")[2].partition(":")[0]
+        case = trial.check.draws.pinned(trial.subject(), gap.case)
+        if watch:
+            watch(case)
+        seen = judge_case(trial, case)
+        raised = seen.cause.partition(":")[0] if seen.verdict is Verdict.ERROR else None
         if seen.verdict is Verdict.PASS:
             return trial.record(Verdict.GAP_CLOSED, reason=f"declared as broken, yet it holds: {gap.reason}")
-        if name != (gap.raises or ""):
+        if raised != gap.raises:
             seen.reason = f"breaks otherwise than declared: {gap.reason}"
             return seen
         outside.verdict = Verdict.GAP

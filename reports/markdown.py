@@ -6,7 +6,19 @@ from collections.abc import Sequence
 
 from reports.escape import fenced, inline, markdown
 from reports.results import VERDICTS, Record, Results
-from reports.summary import LEGEND, NOTHING, SHORT, Matrix, by_message, gaps, matrix, records_of, roots
+from reports.summary import (
+    LEGEND,
+    NOTHING,
+    SHORT,
+    Matrix,
+    by_message,
+    follows,
+    gaps,
+    matrix,
+    message,
+    records_of,
+    roots,
+)
 
 
 def render(runs: Sequence[Results]) -> str:
@@ -59,16 +71,14 @@ def _failures(records: Sequence[Record]) -> list[str]:
     for root in roots(records):
         parts.append(f"### {markdown(root.backend)}: {markdown(root.invariant)}")
         for record, more in by_message(root.records):
-            parts.append(fenced(f"{record.verdict} {record.failure or record.reason}"))
+            parts.append(fenced(f"{record.verdict} {message(record)}"))
             if record.verdict == "ERROR" and record.traceback:
                 parts.append(
                     f"<details><summary>traceback</summary>\n\n{fenced(record.traceback.rstrip())}\n\n</details>"
                 )
             if more:
                 parts.append(f"and {more} more with the same cause on other facets, dtypes or models")
-        if root.follow:
-            names = ", ".join(dict.fromkeys(markdown(record.invariant) for record in root.follow))
-            parts.append(f"{len(root.follow)} more follow from {markdown(root.invariant)}: {names}")
+        parts += [markdown(line) for line in follows(root)]
     return ["## Failures", *parts] if parts else []
 
 

@@ -58,6 +58,7 @@ class Root:
     invariant: str
     records: list[Record]
     follow: list[Record] = field(default_factory=list)
+    alike: list[str] = field(default_factory=list)  # later roots that raise, die or hang in the same way
 
 
 def records_of(runs: Sequence[Results]) -> list[Record]:
@@ -106,7 +107,42 @@ def roots(records: Iterable[Record]) -> list[Root]:
             if root is not None:
                 found[root].follow.append(record)
                 break
-    return list(found.values())
+    return _gathered(found.values())
+
+
+def _gathered(found: Iterable[Root]) -> list[Root]:
+    """A backend that refuses everything for one reason is told of once."""
+    first: dict[tuple[str, ...], Root] = {}
+    kept: list[Root] = []
+    for root in found:
+        causes = {(record.verdict, record.cause) for record in root.records}
+        if len(causes) == 1 and root.records[0].verdict in {"ERROR", "CRASH", "TIMEOUT"}:
+            earlier = first.setdefault((root.backend, *next(iter(causes))), root)
+            if earlier is not root:
+                earlier.alike.append(root.invariant)
+                earlier.follow += root.follow
+                continue
+        kept.append(root)
+    return kept
+
+
+def message(record: Record) -> str:
+    """What is told of a red record, below its verdict."""
+    where = " · ".join(filter(None, (f"{record.backend} {record.version}", record.facet, record.on, record.dtype)))
+    if not record.failure:
+        return f"{record.invariant}: {record.reason}\n  backend    {where}"
+    return f"{record.failure}\n  note       {record.reason}" if record.reason else record.failure
+
+
+def follows(root: Root) -> list[str]:
+    """One line for what has the same cause, and one for what rests on it."""
+    lines = []
+    if root.alike:
+        lines.append(f"{len(root.alike)} more for the same reason: {', '.join(root.alike)}")
+    if root.follow:
+        names = ", ".join(dict.fromkeys(record.invariant for record in root.follow))
+        lines.append(f"{len(root.follow)} more follow from {root.invariant}: {names}")
+    return lines
 
 
 def by_message(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:

@@ -9,7 +9,7 @@ import loralib
 import torch
 from torch import nn
 
-from conformance.contract import Backend, Feature, Manifest, Weights
+from conformance.contract import Backend, Feature, Gap, Manifest, Weights
 from conformance.torch_arrays import torch_dtype
 from conformance.torch_layer import Root, TorchLayer
 from lora_ref.geometry import Embedding, Fused, Linear
@@ -60,6 +60,37 @@ def _make(spec: LoraSpec, weights: Weights) -> Any:
     return loralib.Linear(g.in_features, g.out_features, fan_in_fan_out=g.transposed, bias=bias, **scale)
 
 
+_SQUARE: dict[str, Any] = {"in_features": 3, "out_features": 3, "r": 2, "alpha": 4.0}
+GAPS = (
+    Gap(
+        "unmerge-restores-base",
+        "never",
+        "unmerging subtracts what merging added, so the base takes a random walk when the adapter changes in between",
+        case={"in_features": 13, "out_features": 13, "r": 2, "alpha": 3.0, "tier": "bounded"},
+        where={"tier": ("bounded",)},
+    ),
+    Gap(
+        "merge-atomic",
+        "never",
+        "a NaN or infinite delta is merged like any other, and unmerging cannot take it out of the base again",
+        case=_SQUARE,
+    ),
+    Gap(
+        "merge-state-honest",
+        "never",
+        "A or B changed while merged: forward gives the old output, and unmerging subtracts the new delta",
+        case={**_SQUARE, "headroom": 1, "operation": "rewrite"},
+        where={"operation": ("rewrite",)},
+    ),
+    Gap(
+        "precision-bound",
+        "never",
+        "the delta is formed in the dtype of A and B, so a merge in half precision rounds it before it is added",
+        case={**_SQUARE, "tier": "bounded", "alpha": 3.0},
+        dtypes=("bfloat16", "float16"),
+    ),
+)
+
 backend = Backend(
     Manifest(
         name="loralib",
@@ -78,6 +109,7 @@ backend = Backend(
                 Feature.TRAIN_STEP,
             }
         ),
+        gaps=GAPS,
         fused_numerics=Numerics(order="weight"),
         zero_factor={"embedding": "a"},
         issues="https://github.com/microsoft/LoRA/issues",

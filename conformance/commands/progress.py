@@ -63,7 +63,8 @@ class Progress:
         if record is not None and record.verdict.red:
             self.red += 1
             place = "/".join(filter(None, (record.backend, record.invariant, record.facet, record.on, record.dtype)))
-            self.console.print(Text(inline(f"{record.verdict} {place}: {record.cause or record.reason}")))
+            why = record.cause or record.reason
+            self.console.print(Text(inline(f"{record.verdict} {place}{why and ': '}{why}")), soft_wrap=True)
         if self.bar:
             self.bar.update(self.task, completed=self.done, description=self._words())
         elif self.done * _TENTHS // self.total > (self.done - 1) * _TENTHS // self.total:

@@ -22,13 +22,12 @@ def execute(invariant: str, reference: str, facet: str, case: str) -> int:
     from conformance.trial import Trial, replay
 
     check_name(reference)
-    where = _facet(facet)
+    where, fields = _facet(facet), _fields(case)
+    backend = load(reference)
     statement = _invariant(invariant)
     if where not in statement.checks:
         offered = ", ".join(sorted(statement.checks))
         raise UsageError(f"{invariant} is not judged on the facet {facet!r}, only on: {offered}")
-    fields = _fields(case)
-    backend = load(reference)
     _fits(backend, where, fields)
     trial = Trial(statement, backend, reference, where, fields.get("dtype", "float32"), str(fields.get("model", "")))
     try:

@@ -78,8 +78,7 @@ def _run_pytest(asked: Request) -> tuple[list[str], int]:
         terminal = stack.enter_context(_stderr_to(asked.out / "log.txt"))
         progress = Progress(terminal, asked.workers)
         arguments = [
-            *("--pyargs", "conformance", "-c", folder / "pytest.ini"),
-            *("--rootdir", package.parent, "--confcutdir", package),
+            *(package / "test_invariants.py", "-c", folder / "pytest.ini", "--rootdir", package.parent, "--noconftest"),
             *("-p", "xdist.plugin", "-p", "conformance.plugin", "--assert", "plain", "--capture", "no"),
             *(
                 part
