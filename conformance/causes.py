@@ -43,13 +43,14 @@ def _multiple(residual: Array, part: Array, slack: Array, spec: LoraSpec | None,
         return ""
     what = "the value" if whole else "the delta"
     noise = float(np.sqrt((slack * slack).sum() / size))  # how well c is known
-    for factor, words in ((0.0, "missing"), (2.0, "doubled"), (-1.0, "with its sign flipped")):
-        if abs(c - factor) <= noise:
-            return f"{what} is {words} (scaled by {c:.3f})"
-    for factor, words in _scalings(spec):
-        if abs(c - factor) <= noise * max(1.0, abs(factor)):
-            return f"{what} is scaled by {c:.3f}: {words}"
-    return f"{what} is scaled by {c:.3f}"
+    fits = [words for factor, words in _factors(spec) if abs(c - factor) <= noise * max(1.0, abs(factor))]
+    return f"{what} is scaled by {c:.3f}" + (f": {' or '.join(fits)}" if fits else "")
+
+
+def _factors(spec: LoraSpec | None) -> list[tuple[float, str]]:
+    """Multiples of the right value, and what each of them is known for."""
+    known = [(0.0, "it is missing"), (2.0, "it is doubled"), (-1.0, "its sign is flipped")]
+    return known + _scalings(spec)
 
 
 def _scalings(spec: LoraSpec | None) -> list[tuple[float, str]]:

@@ -6,6 +6,7 @@ A backend is an implementation under test, seen through an adapter of a few line
 - ``Layer``: one adapted layer that is trained, merged, scaled and switched.
 - ``Model``: LoRA on chosen modules of a whole torch model.
 - ``Store``: adapter files.
+- ``Batch``: rows of one batch served by different adapters.
 
 Arrays cross this border as read-only numpy arrays (bfloat16 through ``ml_dtypes``), in the shapes that the geometry
 gives. They may be strided, broadcast or empty. Give back arrays of the dtype that the implementation produced: the
@@ -15,7 +16,7 @@ dtype is judged too. Raise any exception to refuse a request; never give a wrong
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +42,7 @@ class Facet(StrEnum):
     LAYER = "layer"
     MODEL = "model"
     STORE = "store"
+    BATCH = "batch"
 
 
 class Feature(StrEnum):
@@ -63,6 +65,16 @@ class Feature(StrEnum):
     MULTI_ADAPTER = "multi_adapter"
     DELETE = "delete"
     RUNTIME_SCALE = "runtime_scale"
+    COMBINE = "combine"  # adds a weighted combination of adapters as a new adapter
+    COPY = "copy"  # deepcopy and pickle
+    META = "meta"  # built on torch's meta device and materialised
+    DORA = "dora"
+    RESIDUAL_INIT = "residual_init"  # PiSSA, OLoRA: A and B come from W, and W keeps the rest
+    QUANTISED = "quantised"  # a base whose weight is stored in few bits
+    CHECKPOINT = "checkpoint"  # activation checkpointing
+    COMPILE = "compile"  # torch.compile
+    AUTOCAST = "autocast"
+    DISTRIBUTED = "distributed"  # data-parallel and sharded training
     TRAIN_STEP = "train_step"  # has trainable state that an optimiser can step
     PATTERNS = "patterns"  # rank_pattern and alpha_pattern
     TIED = "tied"  # adapts a head whose weight is tied to the embedding
@@ -118,7 +130,7 @@ class Manifest:
     dtypes: tuple[str, ...] = ("float32",)
     features: frozenset[Feature] = frozenset()
     gaps: tuple[Gap, ...] = ()
-    numerics: Numerics = Numerics()
+    numerics: Numerics = field(default_factory=Numerics)
     fused_numerics: Numerics | None = None
     grouped_factors: Literal["flattened", "block"] = "flattened"
     zero_factor: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +171,16 @@ class Tensor:
     trainable: bool
 
 
+class How(StrEnum):
+    """The way in which a forward and its backward are run; every way must give the plain one's result."""
+
+    PLAIN = "plain"
+    COMPILED = "compiled"  # COMPILE
+    CHECKPOINTED = "checkpointed"  # CHECKPOINT, non-reentrant
+    REENTRANT = "reentrant"  # CHECKPOINT, the older mode: x itself must ask for gradients
+    AUTOCAST = "autocast"  # AUTOCAST, to bfloat16
+
+
 class Operator(Protocol):
     def vjp(self, spec: LoraSpec, weights: Weights, x: Array, dy: Array) -> Grads: ...
 
@@ -174,7 +196,7 @@ class Handle(Protocol):
     def forward(self, x: Array, *, train: bool = False, seed: int = 0) -> Array:
         """y. ``train`` sets the mode as a user would, on the parent; ``seed`` seeds what dropout draws."""
 
-    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0) -> Grads: ...
+    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0, how: How = How.PLAIN) -> Grads: ...
 
     def tensors(self) -> Mapping[str, Tensor]:
         """All state. Factors are named "a:<adapter>" and "b:<adapter>", the base "weight" and "bias"."""
@@ -203,6 +225,11 @@ class Handle(Protocol):
 
     def set_scale(self, factor: float, adapter: str = "default") -> None:  # RUNTIME_SCALE
         """The adapter's delta is now factor times what its spec says; 1 restores it."""
+
+    def combine(self, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:  # COMBINE
+        """Add an adapter whose delta is the weighted sum of the deltas of others; it is not yet active."""
+
+    def copy(self, *, pickled: bool) -> Handle: ...  # COPY
 
 
 class Model(Protocol):
@@ -251,6 +278,16 @@ class Store(Protocol):
         """Attach the saved adapter to a fresh base model; raise where the files do not fit exactly."""
 
 
+class Batch(Protocol):
+    def forward(
+        self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]], x: Array, index: Sequence[int]
+    ) -> Array:
+        """Row i of y (rows, out) from row i of x (rows, in) with the A, B of ``adapters[index[i]]``; -1: none.
+
+        ``weights.a`` and ``weights.b`` are None. An index that names no adapter must be refused.
+        """
+
+
 @dataclass(frozen=True)
 class Backend:
     """What ``--lora-backend package.module:object`` must name."""
@@ -260,6 +297,7 @@ class Backend:
     layer: Layer | None = None
     model: Model | None = None
     store: Store | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         if not self.facets:

@@ -70,7 +70,7 @@ def _is_path(reference: str) -> bool:
 def _lacks(found: object) -> str:
     facets = [name for name in ("vjp", "attach", "dump") if hasattr(found, name)]
     if facets:
-        return f"a {type(found).__name__} with {', '.join(facets)}; wrap it in conformance.contract.Backend with a Manifest"
+        return f"a {type(found).__name__} with {', '.join(facets)}; wrap it in a conformance.contract.Backend"
     if callable(found):
         return "a function; wrap it with conformance.torch_operator.torch_operator(function, name=...)"
     return f"a {type(found).__name__}, not a conformance.contract.Backend (a Manifest and at least one facet)"

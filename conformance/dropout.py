@@ -24,7 +24,7 @@ def replayed_mask(subject: Subject, case: Case, *, seed: int) -> Float64:
     power of two where this is used, so that the answer is exact.
 
     Raises:
-        Violation: an answer that is neither 0 nor 1/(1-p): dropout is not inverted, or acts elsewhere than on A's input.
+        Violation: an answer that is neither 0 nor 1/(1-p): dropout is not inverted, or acts elsewhere.
     """
     probe = replace(case, base_zero=True, bias=False, alpha=float(case.r), rslora=False)
     handle = subject.attach(probe)

@@ -37,7 +37,9 @@ class Judge:
         """
         value = expected.value
         if got is None:
-            raise Violation(Finding(quantity, f"an array of shape {value.shape}", "nothing", cause=f"{quantity} missing"))
+            raise Violation(
+                Finding(quantity, f"an array of shape {value.shape}", "nothing", cause=f"{quantity} missing")
+            )
         if got.shape != value.shape:
             cause = "transposed" if got.shape == value.shape[::-1] else "wrong shape"
             raise Violation(Finding(quantity, f"shape {value.shape}", f"shape {got.shape}", cause=cause))

@@ -14,6 +14,7 @@ from torch import nn
 
 from conformance.contract import Feature, ModelHandle
 from conformance.models import Loaded, load
+from conformance.strategies import ALPHAS
 from conformance.subject import Subject
 from lora_ref.spec import LoraSpec
 
@@ -104,7 +105,7 @@ class DrawModel:
         names = linear_names(load(subject.on, subject.dtype).module)
         return self.rebuild({"targets": names[:1], **given, "model": subject.on, "dtype": subject.dtype})
 
-    def lacking(self, subject: Subject) -> str:
+    def lacking(self, subject: Subject) -> str:  # noqa: ARG002 - every model has linear modules
         return ""
 
 
@@ -113,7 +114,7 @@ def _draw(draw: DrawFn, ask: DrawModel, subject: Subject) -> ModelCase:
     names = linear_names(load(subject.on, subject.dtype).module)
     some = draw(st.lists(st.sampled_from(names), min_size=1, max_size=len(names), unique=True))
     r = draw(st.sampled_from((2, 4, 1, 3, 8)))
-    alpha = draw(st.integers(1, 16))
+    alpha = draw(st.sampled_from([alpha for alpha in ALPHAS if alpha != r]))
     fields: dict[str, Any] = {"rslora": subject.has(Feature.RSLORA) and draw(st.booleans())}
     if ask.patterns and subject.has(Feature.PATTERNS):
         fields["rank_pattern"] = ((some[0], r + 1),) if draw(st.booleans()) else ()
@@ -122,7 +123,7 @@ def _draw(draw: DrawFn, ask: DrawModel, subject: Subject) -> ModelCase:
         model=subject.on,
         targets=tuple(some),
         r=r,
-        alpha=float(alpha + (alpha == r)),
+        alpha=alpha,
         dtype=subject.dtype,
         operation=draw(st.sampled_from(ask.operations)),
         seed=draw(st.integers(0, 2**32 - 1)),

@@ -95,7 +95,8 @@ def _pretrained(name: str) -> Any:
     path = Path(name)
     if name in _PIP_MODELS:
         found = importlib.util.find_spec(_PIP_MODELS[name][0])
-        assert found is not None and found.submodule_search_locations
+        assert found is not None
+        assert found.submodule_search_locations
         path = Path(found.submodule_search_locations[0]) / "model"
     if path.suffix == ".gguf":
         return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)

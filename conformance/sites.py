@@ -50,7 +50,7 @@ class _Watch:
         (x,) = (*args, *kwargs.values())
         seen = self.seen[self.path] = Seen(to_numpy(x), to_numpy(y))
         if y.requires_grad:
-            y.register_hook(lambda dy: setattr(seen, "dy", to_numpy(dy)))
+            y.register_hook(lambda dy: setattr(seen, "dy", to_numpy(dy)))  # type: ignore[no-untyped-call]
 
 
 def outputs(module: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
@@ -65,7 +65,9 @@ def backward(case: ModelCase, results: list[torch.Tensor]) -> None:
     torch.autograd.backward(results, [torch.randn(y.shape, generator=generator).to(y.dtype) for y in results])
 
 
-def site_oracle(case: ModelCase, handle: ModelHandle, path: str, manifest: Manifest, adapter: str = "default") -> Oracle:
+def site_oracle(
+    case: ModelCase, handle: ModelHandle, path: str, manifest: Manifest, adapter: str = "default"
+) -> Oracle:
     """The closed form of one site: base weight from the pristine model, A and B from the handle."""
     base = case.loaded.module.get_submodule(path)
     weight, bias = base.weight, base.bias

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.contract import Array, Grads, Tensor, Weights
+from conformance.contract import Array, Grads, How, Tensor, Weights
 from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
+from conformance.torch_ways import run
 from lora_ref.convolution import Conv
 from lora_ref.geometry import Embedding, Linear
 from lora_ref.spec import LoraSpec
@@ -33,7 +34,7 @@ class Conv1D(nn.Module):
 class Root(nn.Module):
     """The user's model around the layer: mode switches reach the layer through it, as they do in life."""
 
-    layer: Any  # what the backend makes of the module that it is given
+    layer: Any  # the base module, and then what the backend makes of it
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class TorchHandle:
         self.optimiser: torch.optim.Optimizer | None = None
 
     @property
-    def layer(self) -> nn.Module:
+    def layer(self) -> Any:
         return self.root.layer
 
     def forward(self, x: Array, *, train: bool = False, seed: int = 0) -> Array:
@@ -138,16 +139,18 @@ class TorchHandle:
         with torch.no_grad():
             return to_numpy(self.root(to_torch(x)))
 
-    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0) -> Grads:
+    def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0, how: How = How.PLAIN) -> Grads:
         self.root.train(train)
         torch.manual_seed(seed)
         self.root.zero_grad(set_to_none=True)
         x_leaf = to_torch(x).requires_grad_(self.geometry.differentiable)
-        y = self.root(x_leaf)
+        y = run(self.root, x_leaf, how)
         if y.requires_grad:
             y.backward(to_torch(dy).to(y.dtype))
         a, b = self.kind.factors(self.layer, "default")
-        base = [(n, p) for n, p in self.kind.base(self.layer).named_parameters(recurse=False) if p is not a and p is not b]
+        base = [
+            (n, p) for n, p in self.kind.base(self.layer).named_parameters(recurse=False) if p is not a and p is not b
+        ]
         return Grads(
             y=to_numpy(y),
             dx=None if x_leaf.grad is None else to_numpy(x_leaf.grad),

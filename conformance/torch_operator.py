@@ -26,14 +26,15 @@ class TorchOperator:
 
     def vjp(self, spec: LoraSpec, weights: Weights, x: Any, dy: Any) -> Grads:
         assert isinstance(weights.geometry, Linear)
-        assert weights.a is not None and weights.b is not None
+        assert weights.a is not None
+        assert weights.b is not None
         x, a, b = (to_torch(v).requires_grad_() for v in (x, weights.a, weights.b))
         frozen = {"weight": to_torch(weights.w)}
         if weights.bias is not None:
             frozen["bias"] = to_torch(weights.bias)
         y = self.function(x, frozen["weight"], frozen.get("bias"), a, b, spec.scaling)
         if y.requires_grad:
-            y.backward(to_torch(dy).to(y.dtype))
+            torch.autograd.backward(y, to_torch(dy).to(y.dtype))
         da, db, dx = (None if leaf.grad is None else to_numpy(leaf.grad) for leaf in (a, b, x))
         base = {name: to_numpy(t.grad) for name, t in frozen.items() if t.grad is not None}
         return Grads(to_numpy(y), dx, da, db, base)

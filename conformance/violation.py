@@ -29,14 +29,14 @@ class Violation(AssertionError):  # noqa: N818 - it is what was found, not somet
         self.finding = finding
 
 
-def must(condition: object, quantity: str, expected: str, got: object, cause: str = "") -> None:
+def must(condition: object, quantity: str, expected: object, got: object, cause: str = "") -> None:
     """A statement that is true or false, without a bound.
 
     Raises:
         Violation: the condition is false.
     """
     if not condition:
-        raise Violation(Finding(quantity, expected, str(got), cause=cause))
+        raise Violation(Finding(quantity, str(expected), str(got), cause=cause))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The reference's other way in: forward hooks beside untouched modules. Hooks cannot swap a weight, so nothing merges."""
+"""The reference's other way in: forward hooks beside untouched modules. They cannot swap a weight, so none merges."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from conformance.backends.reference import FEATURES
 from conformance.contract import Backend, Feature, Manifest, Weights
 from conformance.torch_arrays import torch_dtype
 from conformance.torch_layer import Root, TorchLayer
@@ -93,7 +94,7 @@ backend = Backend(
         name="hooks",
         version=version("lora-conformance"),
         dtypes=("float32", "bfloat16", "float16"),
-        features=frozenset(Feature) - {Feature.MERGE, Feature.UNMERGE, Feature.FUSED, Feature.UNEQUAL_PARTS},
+        features=FEATURES - {Feature.MERGE, Feature.UNMERGE, Feature.FUSED, Feature.UNEQUAL_PARTS},
     ),
     layer=HookedLayer(),
     model=HookedModel(),

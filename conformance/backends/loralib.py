@@ -22,7 +22,7 @@ class LoralibLayer(TorchLayer):
 
     def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
         layer, plain = _make(spec, weights), root.layer
-        layer.to(plain.weight.dtype)  # type: ignore[arg-type]
+        layer.to(plain.weight.dtype)
         with torch.no_grad():
             layer.weight.copy_(plain.weight)
             if weights.bias is not None:
@@ -32,7 +32,7 @@ class LoralibLayer(TorchLayer):
         root.layer = layer
         loralib.mark_only_lora_as_trainable(root)
 
-    def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+    def factors(self, layer: Any, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:  # noqa: ARG002 - it has one
         return layer.lora_A, layer.lora_B
 
     def base(self, layer: nn.Module) -> nn.Module:

@@ -17,7 +17,8 @@ from lora_ref.spec import LoraSpec
 class NumpyOperator:
     def vjp(self, spec: LoraSpec, weights: Weights, x: Array, dy: Array) -> Grads:
         assert isinstance(weights.geometry, Linear)
-        assert weights.a is not None and weights.b is not None
+        assert weights.a is not None
+        assert weights.b is not None
         w, bias, a, b = weights.w, weights.bias, weights.a, weights.b
         w = w.T if weights.geometry.transposed else w  # (out, in)
         low, base = a.dtype, w.dtype

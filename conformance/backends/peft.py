@@ -41,7 +41,7 @@ class PeftLayer(TorchLayer):
 
     def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
         cfg = _config(root, spec)
-        root.peft = (get_peft_model(root, cfg, autocast_adapter_dtype=False),)  # in a tuple: not a child of the root
+        root.__dict__["peft"] = get_peft_model(root, cfg, autocast_adapter_dtype=False)  # no child: it holds the root
         self._cast(root, "default", torch_dtype(weights.adapter_dtype))
 
     def add(self, root: Root, adapter: str, spec: LoraSpec, dtype: torch.dtype) -> None:
@@ -86,7 +86,7 @@ def _config(root: Root, spec: LoraSpec) -> LoraConfig:
 
 
 def _model(root: Any) -> PeftModel:
-    return root.peft[0]
+    return root.peft
 
 
 def _enable(model: PeftModel, on: bool) -> None:  # noqa: FBT001

@@ -81,7 +81,7 @@ GAPS = (
     Gap(
         "trainable-set-exact",
         "notyet",
-        "adding a second adapter to an embedding in half precision leaves its A and B trainable though it is not active",
+        "a second adapter added to an embedding in half precision is trainable at once, though it is not active",
         case={**_SQUARE, "kind": "embedding"},
         where={"kind": ("embedding",)},
         facets=(Facet.LAYER,),

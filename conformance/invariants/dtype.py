@@ -38,7 +38,9 @@ def _must_be(what: str, array: Array | None, dtype: str) -> None:
     must(array.dtype.name == dtype, f"dtype of {what}", dtype, array.dtype.name)
 
 
-@precision_bound.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("bounded",)))
+@precision_bound.on(
+    Facet.LAYER, needs={Feature.MERGE}, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("bounded",))
+)
 def _(subject: Subject, case: Case) -> None:
     """A merge forms the delta in float32 or better and rounds once, to W's dtype: |error| <= u·|W'| and little more.
 

@@ -68,4 +68,9 @@ def _(subject: Subject, case: Case) -> None:
 def _must_train(handle: Handle, after: str, *adapters: str) -> None:
     trained = {name for name, tensor in handle.tensors().items() if tensor.trainable}
     wanted = {f"{factor}:{adapter}" for factor in "ab" for adapter in adapters}
-    must(trained == wanted, f"trainable tensors after {after}", ", ".join(sorted(wanted)), ", ".join(sorted(trained)) or "none")
+    must(
+        trained == wanted,
+        f"trainable tensors after {after}",
+        ", ".join(sorted(wanted)),
+        ", ".join(sorted(trained)) or "none",
+    )

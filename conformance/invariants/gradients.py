@@ -58,7 +58,12 @@ def _(subject: Subject, case: Case) -> None:
     handle.step(case.arrays.x, case.arrays.dy, lr=0.5, weight_decay=0.0)
     after = handle.tensors()
     for name, gradient in (("a:default", expected.a), ("b:default", expected.b)):
-        must(np.isfinite(after[name].value.astype(np.float64)).all(), f"{name} after a step", "finite values", "NaN or inf")
+        must(
+            np.isfinite(after[name].value.astype(np.float64)).all(),
+            f"{name} after a step",
+            "finite values",
+            "NaN or inf",
+        )
         if (np.abs(gradient.value) > gradient.bound).any():
             moved = (after[name].value != before[name].value).any()
             must(moved, f"{name} after a step with a non-zero gradient", "other values", "the same values")

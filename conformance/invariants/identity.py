@@ -44,7 +44,12 @@ def _(subject: Subject, case: Case) -> None:
         numbers = factor.astype(np.float64)
         must(np.isfinite(numbers).all(), f"{name.upper()} at initialisation", "finite values", numbers)
         if name == zero:
-            must(not numbers.any(), f"{name.upper()} at initialisation", "all zero", f"{np.abs(numbers).max():.3g} at most")
+            must(
+                not numbers.any(),
+                f"{name.upper()} at initialisation",
+                "all zero",
+                f"{np.abs(numbers).max():.3g} at most",
+            )
         else:
             must(numbers.any(), f"{name.upper()} at initialisation", "non-zero values", "all zero")
     grads = handle.vjp(case.arrays.x, case.arrays.dy)

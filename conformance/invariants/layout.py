@@ -40,7 +40,7 @@ class DrawExtremes(Draw):
 
 @shape_general.on(Facet.OPERATOR, Facet.LAYER, draws=DrawExtremes(kinds=("linear",)))
 def _(subject: Subject, case: Case) -> None:
-    """Any number of leading dimensions, no rows at all, in != out, a rank above both or no multiple of a tile, rank 1."""
+    """Any leading dimensions, no rows at all, in != out, rank 1, a rank above both or no multiple of a tile."""
     _judge_all(subject, case)
 
 
@@ -50,7 +50,9 @@ def _(subject: Subject, case: Case) -> None:
     _judge_all(subject, case)
 
 
-@base_geometry_parity.on(Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("transposed", "embedding", "conv"), geometry=True))
+@base_geometry_parity.on(
+    Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("transposed", "embedding", "conv"), geometry=True)
+)
 def _(subject: Subject, case: Case) -> None:
     """The adapter honours every hyper-parameter of its base layer.
 

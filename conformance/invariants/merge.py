@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformance.cases import Case
+from conformance.cases import Case, Kind
 from conformance.contract import Facet, Feature
 from conformance.invariant import invariant
 from conformance.strategies import Draw
@@ -20,7 +20,11 @@ merge_idempotent = invariant("merge-idempotent", family="merge", after=("merge-d
 merge_atomic = invariant("merge-atomic", family="merge", after=("unmerge-restores-base",))
 
 _CYCLES = 256
-_PLAIN = ("linear", "transposed", "embedding")  # convolutions are merged where the delta itself is judged
+_PLAIN: tuple[Kind, ...] = (
+    "linear",
+    "transposed",
+    "embedding",
+)  # convolutions are merged where the delta itself is judged
 
 
 @merge_delta_oracle.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw())
@@ -100,7 +104,9 @@ def _(subject: Subject, case: Case) -> None:
     subject.judge.same(f"W' after a second merge{' was refused' if refused else ''}", handle.effective_weight(), once)
     if subject.has(Feature.UNMERGE):
         handle.unmerge()
-        subject.judge("W after one unmerge", handle.effective_weight(), one_cycle(subject, case), exact=case.tier == "exact")
+        subject.judge(
+            "W after one unmerge", handle.effective_weight(), one_cycle(subject, case), exact=case.tier == "exact"
+        )
 
 
 @merge_atomic.on(Facet.LAYER, needs={Feature.MERGE, Feature.UNMERGE}, draws=Draw(kinds=_PLAIN, rows=True, rank=2))
@@ -132,4 +138,3 @@ def refuses(request: object, *arguments: object) -> bool:
     except Exception:  # noqa: BLE001 - any exception is a refusal
         return True
     return False
-

@@ -17,7 +17,9 @@ from conformance.strategies import Draw
 from conformance.subject import Subject
 from lora_ref.rounding import Bounded
 
-merge_state_honest = invariant("merge-state-honest", family="merge", after=("unmerge-restores-base", "merge-equivalence"))
+merge_state_honest = invariant(
+    "merge-state-honest", family="merge", after=("unmerge-restores-base", "merge-equivalence")
+)
 
 Operation = Literal["disable", "rewrite", "rescale", "switch", "join", "delete"]
 _NEEDS: dict[Operation, Feature] = {
@@ -109,5 +111,3 @@ def _expected(subject: Subject, case: WhileMerged, done: Operation | None) -> Bo
     if done == "rescale":
         return case.oracle(subject.manifest, factor=2.0).forward(x)
     return plain.forward(x)
-
-

@@ -101,6 +101,6 @@ def _(subject: Subject, case: Case) -> None:
     except Exception:  # noqa: BLE001 - refusing in any way is right
         return
     if case.dropout == 0.0:
-        must(grads.da is not None and grads.db is not None, "training while merged", "gradients of A and B, or a refusal",
-             "an output without gradients, silently")  # fmt: skip
+        reached = grads.da is not None and grads.db is not None
+        must(reached, "training while merged", "gradients of A and B, or a refusal", "an output without them, silently")
         judge_gradients(subject, case, grads, mask)

@@ -27,7 +27,7 @@ _COST = 10
 
 @roundtrip.on(Facet.STORE, cost=_COST, draws=DrawModel(patterns=True))
 def _(subject: Subject, case: ModelCase) -> None:
-    """Saved and loaded into a fresh base, the adapter gives the same output bit for bit, from the same A, B, r and s."""
+    """Saved and loaded into a fresh base, an adapter gives the same output bit for bit, from the same A, B, r and s."""
     handle = subject.model.attach(case.loaded.fresh(), case.spec)
     case.fill(handle)
     inputs = case.loaded.inputs(case.seed)
@@ -42,8 +42,8 @@ def _(subject: Subject, case: ModelCase) -> None:
              handle.spec_at(path), back.spec_at(path))  # fmt: skip
     with torch.no_grad():
         wanted, got = outputs(handle.module.eval(), inputs), outputs(back.module.eval(), inputs)
-    for nth, (before, after) in enumerate(zip(wanted, got, strict=True)):
-        subject.judge.same(f"output {nth} of the loaded model", to_numpy(after), to_numpy(before))
+    for nth, (live, loaded) in enumerate(zip(wanted, got, strict=True)):
+        subject.judge.same(f"output {nth} of the loaded model", to_numpy(loaded), to_numpy(live))
 
 
 @interop.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(patterns=True))
@@ -51,7 +51,7 @@ def _(subject: Subject, case: ModelCase) -> None:
     """Files in PEFT's layout mean the same here as there: written, they hold A, B and s; read, they give them.
 
     adapter_model.safetensors names base_model.model.<path>.lora_A.weight (r, in) and .lora_B.weight (out, r);
-    adapter_config.json has r, lora_alpha, use_rslora and the patterns. Both ways are judged with files of the suite's own.
+    adapter_config.json has r, lora_alpha, use_rslora and the patterns. Both ways are judged with the suite's own files.
     """
     handle = subject.model.attach(case.loaded.fresh(), case.spec)
     case.fill(handle)
@@ -64,9 +64,9 @@ def _(subject: Subject, case: ModelCase) -> None:
     for path, factors in wanted.items():
         for name, live, saved in zip("AB", factors, written.factors[path], strict=True):
             subject.judge.same(f"{name} of {path} in the file", saved, live)
-        expected = case.spec.at(path).scaling
+        law = case.spec.at(path).scaling
         scaling = written.spec.at(path).scaling
-        must(scaling == expected, f"scaling of {path} by the file's config", expected, scaling)
+        must(scaling == law, f"scaling of {path} by the file's config", law, scaling)
     with _folder() as folder:
         write_adapter(folder, case.spec, wanted)
         back = subject.store.load(case.loaded.fresh(), folder)
@@ -75,8 +75,8 @@ def _(subject: Subject, case: ModelCase) -> None:
         for name, canonical, loaded in zip("AB", factors, back.factors(path), strict=True):
             subject.judge.same(f"{name} of {path} read from a canonical file", to_numpy(loaded), canonical)
         expected = case.spec.at(path)
-        must(back.spec_at(path) == (expected.r, expected.scaling), f"rank and scaling of {path} read from a canonical file",
-             (expected.r, expected.scaling), back.spec_at(path))  # fmt: skip
+        wanted_law, got = (expected.r, expected.scaling), back.spec_at(path)
+        must(got == wanted_law, f"rank and scaling of {path} read from a canonical file", wanted_law, got)
 
 
 @load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(operations=tuple(Damage)))

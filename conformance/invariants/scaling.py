@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from conformance.cases import Case
 from conformance.contract import Facet, Feature
 from conformance.invariant import invariant
-from conformance.strategies import Draw
+from conformance.strategies import ALPHAS, Draw
 from conformance.subject import Subject
 
 scaling_law = invariant("scaling-law", family="scaling", after=("forward-oracle",))
@@ -25,7 +25,7 @@ class DrawScaling(Draw):
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
         rslora = st.booleans() if subject.has(Feature.RSLORA) else st.just(value=False)
-        alpha = st.integers(1, 128).map(float) | st.sampled_from((0.5, 1.5, 0.1, 7.3, 1000.0))
+        alpha = st.sampled_from(ALPHAS) | st.sampled_from((0.5, 1.5, 0.1, 7.3, 64.0, 128.0, 1000.0))
         return st.builds(
             Case,
             in_features=st.just(1),
@@ -53,10 +53,12 @@ def _(subject: Subject, case: Case) -> None:
     weights = replace(case.weights(), a=a, b=b)
     y = subject.vjp_of(case.spec, weights, x, x).y
     expected = case.oracle_of(a, b, subject.manifest).forward(x)
-    subject.judge("y = s", y, expected, exact=False, delta=expected.value, spec=case.spec)
+    subject.judge("y, which is s,", y, expected, exact=False, delta=expected.value, spec=case.spec)
 
 
-@scaling_once.on(Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True))
+@scaling_once.on(
+    Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True)
+)
 def _(subject: Subject, case: Case) -> None:
     """Doubling alpha doubles the delta in the output, in every gradient and in the merged weight, bit for bit.
 

@@ -45,7 +45,7 @@ class DrawTargets:
     def pinned(self, subject: Subject, given: Mapping[str, Any]) -> ModelCase:
         return self.rebuild({"model": "branches", "targets": ["q_proj"], **given, "dtype": subject.dtype})
 
-    def lacking(self, subject: Subject) -> str:
+    def lacking(self, subject: Subject) -> str:  # noqa: ARG002 - every backend can serve these
         return ""
 
 
@@ -75,10 +75,9 @@ def _(subject: Subject, case: ModelCase) -> None:
     handle = subject.model.attach(Branches(case.seed), case.spec)
     x = torch.ones(1, WIDTH)
     with torch.no_grad():
-        for path in handle.sites():
-            for a, b in (handle.factors(site) for site in handle.sites()):
-                a.fill_(1.0)
-                b.zero_()
+        for a, b in (handle.factors(path) for path in handle.sites()):
+            a.fill_(1.0)
+            b.zero_()
         silent = handle.module.eval()(x)
         for path in handle.sites():
             handle.factors(path)[1].fill_(1.0)
@@ -114,7 +113,9 @@ def _(subject: Subject, case: ModelCase) -> None:
             "stray alpha": _changed(case, alpha_pattern=(("nowhere", 3.0),)),
         }[operation]
         attach = subject.model.attach
-        _must_refuse(lambda: attach(Branches(case.seed), stray.spec), f"a {operation.split()[1]} key that matches nothing")
+        _must_refuse(
+            lambda: attach(Branches(case.seed), stray.spec), f"a {operation.split()[1]} key that matches nothing"
+        )
     else:
         key = case.targets[0]
         patterned = _changed(case, **{f"{operation}_pattern": ((key, 5),)})

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from hypothesis.strategies import SearchStrategy
+from torch import nn
 
 from conformance.contract import Facet, Feature
 from conformance.invariant import invariant
@@ -15,7 +16,6 @@ from conformance.model_cases import DrawModel, ModelCase
 from conformance.models import load
 from conformance.sites import outputs, site_oracle, watching
 from conformance.subject import Subject
-from conformance.torch_arrays import to_numpy
 
 merge_no_alias = invariant("merge-no-alias", family="merge", after=("merge-equivalence",))
 
@@ -40,11 +40,16 @@ class DrawTied(DrawModel):
 
 def _head(subject: Subject) -> str:
     """Path of the tied output head, or ""."""
-    module = load(subject.on, subject.dtype).module
-    head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
+    module: nn.Module = load(subject.on, subject.dtype).module
+    head, embedding = _call(module, "get_output_embeddings"), _call(module, "get_input_embeddings")
     if head is None or head.weight is not embedding.weight:
         return ""
-    return next(path for path, found in module.named_modules() if found is head)
+    paths: list[str] = [path for path, found in module.named_modules() if found is head]
+    return paths[0]
+
+
+def _call(module: Any, name: str) -> Any:
+    return getattr(module, name)()
 
 
 @merge_no_alias.on(Facet.MODEL, needs={Feature.MERGE, Feature.TIED}, cost=10, draws=DrawTied())

