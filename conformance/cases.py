@@ -20,11 +20,14 @@ import numpy as np
 
 from conformance.contract import Array, Manifest, Weights, dtype_of
 from conformance.layout import arrange
+from conformance.quantiser import dequantise, quantise
 from lora_ref.convolution import Conv, PaddingMode
+from lora_ref.dora import DoraOracle
 from lora_ref.geometry import Embedding, Fused, Geometry, Linear
 from lora_ref.oracle import Numerics, Oracle
+from lora_ref.residual import ResidualOracle
 from lora_ref.rounding import PRECISION_BITS
-from lora_ref.spec import LoraSpec
+from lora_ref.spec import Init, LoraSpec
 
 Kind = Literal["linear", "transposed", "embedding", "conv", "fused"]
 Tier = Literal["exact", "bounded"]
@@ -55,6 +58,10 @@ class Case:
     rslora: bool = False
     dropout: float = 0.0
     base_zero: bool = False  # W = 0, so that nothing hides the delta
+    init: Init = "default"
+    dora: bool = False
+    zero_row: bool = False  # the first output's row is zero in W and in B
+    bits: int = 0  # of a quantised base
     headroom: int = 0  # bits that the exact tier leaves free, for sums of deltas and for scales
     x_layout: Layout = "contiguous"
     dy_layout: Layout = "contiguous"
@@ -96,13 +103,19 @@ class Case:
     def to_json(self) -> str:
         return json.dumps(self.described(), separators=(",", ":"))
 
+    def residual_oracle(self, a0: Array, b0: Array, a: Array, b: Array, manifest: Manifest) -> ResidualOracle:
+        """What an adapter gives that started from the weight, as ``a0`` and ``b0``."""
+        dtypes = {"base_dtype": self.dtype, "adapter_dtype": self.adapter}
+        layer = (self.geometry, self.spec, self.arrays.w, self.arrays.bias, a, b)
+        return ResidualOracle(*layer, a0=a0, b0=b0, **dtypes, numerics=manifest.numerics)
+
     @property
     def adapter(self) -> str:
         return self.adapter_dtype or self.dtype
 
     @cached_property
     def spec(self) -> LoraSpec:
-        return LoraSpec(r=self.r, alpha=self.alpha, rslora=self.rslora, dropout=self.dropout)
+        return LoraSpec(self.r, self.alpha, self.rslora, self.dropout, dora=self.dora, init=self.init)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -148,34 +161,64 @@ class Case:
         w = values(g.weight_shape, self.dtype)
         bias = values((g.out_features,), self.dtype) if self.bias else None
         x = values(x_shape, self.dtype) if g.differentiable else rng.integers(0, self.in_features, x_shape)
+        a, b = values(g.a_shape(r), self.adapter), values(g.b_shape(r), self.adapter)
+        w = np.zeros_like(w) if self.base_zero else w
+        if self.zero_row:
+            g.weight_matrix(w)[0] = b[0] = 0
+        dy = values(g.y_shape(x_shape), self.dtype)
         return Arrays(
-            w=_frozen(np.zeros_like(w) if self.base_zero else w),
+            w=_frozen(w),
             bias=None if bias is None else _frozen(bias),
-            a=_frozen(values(g.a_shape(r), self.adapter)),
-            b=_frozen(values(g.b_shape(r), self.adapter)),
+            a=_frozen(a),
+            b=_frozen(b),
             x=arrange(x, self.x_layout),
-            dy=arrange(values(g.y_shape(x_shape), self.dtype), self.dy_layout),
+            dy=arrange(dy, self.dy_layout),
+            m=_frozen(self._magnitude(rng, w, a, b)) if self.dora else None,
         )
+
+    def _magnitude(self, rng: np.random.Generator, w: Array, a: Array, b: Array) -> Array:
+        """m (out,): the norm that it starts from, moved as far as training may; of either sign."""
+        norm = DoraOracle(self.geometry, self.spec, w, None, a, b, m=None).norm.value[0]
+        moved = rng.uniform(0.5, 1.5, norm.shape) * rng.choice([-1, 1], norm.shape, p=[0.2, 0.8])
+        return (moved * np.where(norm > 0, norm, 1)).astype(dtype_of(self.adapter))
 
     def weights(self, *, factors: bool = True) -> Weights:
         """Arrays for a backend; without ``factors`` it makes its own A and B."""
         at = self.arrays
-        a, b = (at.a, at.b) if factors else (None, None)
-        return Weights(self.geometry, at.w, at.bias, a, b, self.adapter, self.seed)
+        a, b, m = (at.a, at.b, at.m) if factors else (None, None, None)
+        return Weights(self.geometry, at.w, at.bias, a, b, self.adapter, self.seed, m, self.bits)
+
+    @cached_property
+    def base_weight(self) -> Array:
+        """What the base computes with: W, or what its quantisation left of it."""
+        if not self.bits:
+            return self.arrays.w
+        return _frozen(dequantise(quantise(self.arrays.w, self.bits)).astype(dtype_of(self.dtype)))
 
     def oracle(self, manifest: Manifest, *, factor: float = 1.0) -> Oracle:
         """What the case must give, with the bounds that follow from where the backend says it rounds."""
-        return self.oracle_of(self.arrays.a, self.arrays.b, manifest, factor=factor)
+        return self.oracle_of(self.arrays.a, self.arrays.b, manifest, factor=factor, m=self.arrays.m)
 
     def oracle_of(
-        self, a: Array, b: Array, manifest: Manifest, *, factor: float = 1.0, spec: LoraSpec | None = None
+        self,
+        a: Array,
+        b: Array,
+        manifest: Manifest,
+        *,
+        factor: float = 1.0,
+        spec: LoraSpec | None = None,
+        m: Array | None = None,
     ) -> Oracle:
-        """The same for other factors: the base of this case under another adapter."""
+        """The same for other factors: the base of this case under another adapter; DoRA without m: a fresh one."""
         fused = self.kind == "fused" and manifest.fused_numerics
         dtypes = {"base_dtype": self.dtype, "adapter_dtype": self.adapter}
         numerics: Numerics = fused or manifest.numerics
-        w, bias = self.arrays.w, self.arrays.bias
-        return Oracle(self.geometry, spec or self.spec, w, bias, a, b, **dtypes, numerics=numerics, factor=factor)
+        spec, w, bias = spec or self.spec, self.base_weight, self.arrays.bias
+        layer = (self.geometry, spec, w, bias, a, b)
+        if spec.dora:
+            dropped = manifest.dora_dropout
+            return DoraOracle(*layer, m=m, dora_dropout=dropped, **dtypes, numerics=numerics, factor=factor)
+        return Oracle(*layer, **dtypes, numerics=numerics, factor=factor)
 
 
 @dataclass(frozen=True)
@@ -188,6 +231,7 @@ class Arrays:
     b: Array
     x: Array
     dy: Array
+    m: Array | None = None
 
     def largest_sum(self, case: Case) -> float:
         """Largest possible absolute partial sum of any product in the trial, in units of the lattice's grid."""

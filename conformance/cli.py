@@ -141,6 +141,30 @@ def reproduce(
     raise typer.Exit(_told(lambda: execute(invariant, backend, facet, case)))
 
 
+@app.command()
+def mutants(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New or empty folder for the tables.")],
+    *,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Kill rate over 20 seeds, false alarms in 100,000 cases, resolution.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes. Default: one per core.")] = None,
+) -> None:
+    """Judge the suite itself: which broken backends do the invariants find?
+
+    \b
+    Writes DIR/kills.md and .csv, DIR/kill-matrix.csv, and with --measure also kill-rate-misses,
+    false-alarms and resolution.
+    Exit status: 0 all mutants die and nothing right is found wrong, 1 otherwise, 2 bad usage.
+
+    \b
+    lora-conformance mutants --out results/mutants
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from conformance.commands.mutants import execute
+
+    raise typer.Exit(_told(lambda: execute(out, workers or _default_workers(), measure=measure)))
+
+
 def _told(command: Callable[[], int]) -> int:
     """Bad usage is one line, never a traceback."""
     from conformance.discovery import LoadError, UsageError

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_ref.dora import DoraDropout
 from lora_ref.geometry import Geometry
 from lora_ref.oracle import Numerics
 from lora_ref.spec import LoraSpec
@@ -78,6 +79,7 @@ class Feature(StrEnum):
     TRAIN_STEP = "train_step"  # has trainable state that an optimiser can step
     PATTERNS = "patterns"  # rank_pattern and alpha_pattern
     TIED = "tied"  # adapts a head whose weight is tied to the embedding
+    SAVED_BYTES = "saved_bytes"  # can tell what is kept between forward and backward
     PEFT_LAYOUT = "peft_layout"  # reads and writes adapter_config.json + adapter_model.safetensors
 
 
@@ -122,6 +124,8 @@ class Manifest:
     fused_numerics: the same for fused layers, where they differ.
     grouped_factors: the shapes of A and B in grouped convolutions (see ``lora_ref.convolution.Conv``).
     zero_factor: per kind of layer, the factor that starts at zero where that is not "b".
+    dora_dropout: what dropout acts on in DoRA (see ``lora_ref.dora``).
+    init: per kind of layer, the law that the other factor is drawn from (see ``conformance.laws``).
     requires: pip requirements, shown when the backend cannot be imported.
     """
 
@@ -134,6 +138,8 @@ class Manifest:
     fused_numerics: Numerics | None = None
     grouped_factors: Literal["flattened", "block"] = "flattened"
     zero_factor: Mapping[str, str] = field(default_factory=dict)
+    dora_dropout: DoraDropout = "delta"
+    init: Mapping[str, str] = field(default_factory=dict)
     issues: str = ""
     requires: tuple[str, ...] = ()
 
@@ -143,6 +149,8 @@ class Weights:
     """The arrays of one layer, in the shapes of its geometry. ``a`` and ``b`` are None where the backend initialises.
 
     adapter_dtype names the dtype of A and B, also where they are None; seed is for what the backend draws then.
+    m (out,) is DoRA's magnitude, None without DoRA and where the backend initialises it. With ``bits`` (4 or 8) the
+    base holds w quantised, as in ``conformance.quantiser``; ``conformance.torch_quantised`` is that base in torch.
     """
 
     geometry: Geometry
@@ -152,6 +160,8 @@ class Weights:
     b: Array | None
     adapter_dtype: str
     seed: int = 0
+    m: Array | None = None
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,7 @@ class Grads:
     da: Array | None
     db: Array | None
     base: Mapping[str, Array] = field(default_factory=dict)
+    dm: Array | None = None  # DORA
 
 
 @dataclass(frozen=True)
@@ -185,9 +196,17 @@ class Operator(Protocol):
     def vjp(self, spec: LoraSpec, weights: Weights, x: Array, dy: Array) -> Grads: ...
 
 
+class Saving(Operator, Protocol):  # SAVED_BYTES
+    def saved_bytes(self, spec: LoraSpec, weights: Weights, x: Array) -> int:
+        """As ``Handle.saved_bytes``; nothing of the weights counts."""
+
+
 class Layer(Protocol):
     def attach(self, spec: LoraSpec, weights: Weights) -> Handle:
         """A fresh adapted layer with one active, trainable adapter named "default"."""
+
+    def materialise(self, spec: LoraSpec, weights: Weights) -> Handle:  # META
+        """The same, built on the meta device: its memory, which held NaN, is filled in as the library documents."""
 
 
 class Handle(Protocol):
@@ -198,11 +217,20 @@ class Handle(Protocol):
 
     def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0, how: How = How.PLAIN) -> Grads: ...
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All state. Factors are named "a:<adapter>" and "b:<adapter>", the base "weight" and "bias"."""
+    def compilations(self) -> int:  # COMPILE
+        """How many graphs have been compiled so far for the calls that asked for How.COMPILED."""
 
-    def write(self, a: Array, b: Array, adapter: str = "default") -> None:
-        """Copy new values into the live A and B, as an optimiser would."""
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All state. Factors are named "a:<adapter>" and "b:<adapter>", the base "weight" and "bias".
+
+        A DoRA adapter's magnitude is "m:<adapter>".
+        """
+
+    def write(self, a: Array, b: Array, adapter: str = "default", m: Array | None = None) -> None:
+        """Copy new values into the live A and B (and m, if given), as an optimiser would."""
+
+    def load(self, a: Array, b: Array, adapter: str = "default") -> None:  # TRAIN_STEP
+        """Put new tensors in the place of A and B, as a state dict that is assigned does."""
 
     def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:  # TRAIN_STEP
         """One SGD step of sum(y * dy) over all trainable state; the optimiser lives as long as the handle."""
@@ -231,10 +259,16 @@ class Handle(Protocol):
 
     def copy(self, *, pickled: bool) -> Handle: ...  # COPY
 
+    def saved_bytes(self, x: Array, *, train: bool = False) -> int:  # SAVED_BYTES
+        """Bytes kept for the backward of one forward: each memory once, without parameters and base weights."""
+
 
 class Model(Protocol):
     def attach(self, module: torch.nn.Module, spec: LoraSpec) -> ModelHandle:
-        """Adapt the modules that ``spec.targets`` names, in place where the library does so."""
+        """Adapt the modules that ``spec.targets`` names, in place where the library does so.
+
+        For DISTRIBUTED this object is pickled and sent to two other processes: its class must be importable there.
+        """
 
 
 class ModelHandle(Protocol):
@@ -242,7 +276,7 @@ class ModelHandle(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """What a user calls and trains."""
+        """What a user calls and trains; for CHECKPOINT it has, or passes on, transformers' methods of its model."""
 
     def sites(self) -> Mapping[str, torch.nn.Module]:
         """Each adapted path, and the module whose output carries the delta."""
@@ -269,6 +303,8 @@ class ModelHandle(Protocol):
     def weight(self, path: str) -> torch.Tensor:  # MERGE
         """The weight at a site as forward uses it now."""
 
+    def copy(self, *, pickled: bool) -> ModelHandle: ...  # COPY
+
 
 class Store(Protocol):
     def dump(self, handle: ModelHandle, folder: Path) -> None:
@@ -284,7 +320,8 @@ class Batch(Protocol):
     ) -> Array:
         """Row i of y (rows, out) from row i of x (rows, in) with the A, B of ``adapters[index[i]]``; -1: none.
 
-        ``weights.a`` and ``weights.b`` are None. An index that names no adapter must be refused.
+        ``weights.a`` and ``weights.b`` are None. Each adapter has the rank of its own A, and the scaling that the
+        spec's alpha and law give for that rank. An index that names no adapter must be refused.
         """
 
 

@@ -46,7 +46,7 @@ class Judge:
         found = got.astype(np.float64)
         bound = np.zeros_like(value) if exact else expected.bound
         error = np.abs(found - value)
-        wrong = ~(error <= bound)  # so written that a NaN is wrong
+        wrong = ~(error <= bound) & np.isfinite(bound)  # so written that a NaN is wrong, unless the dtype must overflow
         if wrong.any():
             excess = np.where(np.isfinite(error), error - bound, np.inf)
             at = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))

@@ -32,3 +32,27 @@ def arrange(values: Array, layout: str) -> Array:
         raise ValueError(f"unknown layout {layout!r}")
     out.flags.writeable = False
     return out
+
+
+class Poisoned:
+    """Arrays inside larger buffers of NaN, with a gap after each row."""
+
+    def __init__(self) -> None:
+        self.buffers: list[tuple[Array, Array]] = []
+
+    def place(self, array: Array | None) -> Array | None:
+        """The same values, read-only; a broadcast array stays one row that is repeated."""
+        if array is None:
+            return None
+        core = array[:1] if array.ndim and array.shape[0] > 1 and not array.strides[0] else array
+        buffer = np.full((core.shape[0] + 2, *core.shape[1:-1], core.shape[-1] + 5) if core.ndim > 1 else
+                         (core.size + 5,), np.nan, core.dtype)  # fmt: skip
+        inside = buffer[1:-1, ..., 2:-3] if core.ndim > 1 else buffer[2:-3]
+        inside[...] = core
+        self.buffers.append((buffer, buffer.copy()))
+        view = np.broadcast_to(inside.reshape(core.shape), array.shape)
+        view.flags.writeable = False
+        return view
+
+    def unchanged(self) -> bool:
+        return all(now.tobytes() == before.tobytes() for now, before in self.buffers)

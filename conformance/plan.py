@@ -55,7 +55,12 @@ class Plan:
         """What a results file says of the plan."""
         named = [{"id": i.id, "family": i.family, "statement": i.statement, "after": i.after} for i in self.invariants]
         judged = [
-            {"reference": reference, "name": backend.manifest.name, "version": backend.manifest.version}
+            {
+                "reference": reference,
+                "name": backend.manifest.name,
+                "version": backend.manifest.version,
+                "features": sorted(backend.manifest.features),
+            }
             for reference, backend in self.backends
         ]
         lost = [{"reference": broken.reference, "error": broken.why} for broken in self.broken]

@@ -30,7 +30,7 @@ class Record:
 
     examples: cases judged. seconds: wall time. fraction: largest error as a share of its bound, None without any.
     reason: why it is unsupported or a gap. failure: the message, ready to print. after: red invariants that this one
-    rests on. case, reproduce, cause, traceback: parts of the failure, for reports.
+    rests on. case, reproduce, cause, traceback: parts of the failure, for reports. features: what the cases exercised.
     """
 
     backend: str
@@ -52,6 +52,7 @@ class Record:
     reproduce: str = ""
     traceback: str = ""
     after: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -100,7 +100,8 @@ def to_line(record: Record) -> str:
 
 def from_line(line: str) -> Record:
     given = json.loads(line)
-    given["verdict"], given["after"] = Verdict(given["verdict"]), tuple(given["after"])
+    given["verdict"] = Verdict(given["verdict"])
+    given["after"], given["features"] = tuple(given["after"]), tuple(given["features"])
     return Record(**given)
 
 

@@ -16,7 +16,7 @@ from conformance.subject import Subject
 # Sizes that share no factor, so that a transposed or reshaped array cannot fit by accident; 16 is a kernel's tile.
 _FEATURES = (3, 2, 5, 7, 11, 13, 1, 16)
 _LONG = (3, 5, 17, 31, 64, 97)  # long sums, where accumulation dominates; only the bounded tier can afford them
-ALPHAS = (3.0, 5.0, 7.0, 2.0, 12.0, 1.0, 4.0, 9.0, 16.0, 32.0)  # shrinks to 3, where few wrong laws look alike
+ALPHAS = (3.0, 2.5, 5.0, 7.0, 2.0, 12.0, 1.0, 4.0, 9.0, 16.0, 7.3, 0.5)  # shrinks to 3, where few wrong laws look alike
 _LEADS: tuple[tuple[int, ...], ...] = ((2,), (), (1,), (3,), (2, 3), (0,), (2, 0), (1, 2, 3), (5, 1))
 _LAYOUTS: tuple[Layout, ...] = ("contiguous", "transposed", "strided", "offset", "expanded")
 _KIND_NEEDS: dict[Kind, Feature | None] = {
@@ -42,6 +42,8 @@ class Draw:
     mixed: bool = True  # also fp32 adapters over a narrower base
     geometry: bool = False  # every hyper-parameter of the base layer, not only the usual values
     headroom: int = 0  # see Case
+    dora: bool = False  # with a magnitude for each output, and sometimes an output whose row of W and B is zero
+    quantised: bool = False  # a base in 4 or 8 bits
     small: bool = False  # short sums only, where a check repeats itself
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
@@ -60,12 +62,26 @@ class Draw:
         return [k for k in self.kinds if _KIND_NEEDS[k] is None or _KIND_NEEDS[k] in manifest.features]
 
 
+def exercised_by(case: Case) -> set[Feature]:
+    """The features that a case of this shape cannot do without."""
+    needs: dict[Feature, bool] = {
+        Feature.BIAS: case.bias,
+        Feature.RSLORA: case.rslora,
+        Feature.DROPOUT: case.dropout > 0,
+        Feature.MIXED_DTYPE: case.adapter != case.dtype,
+        Feature.GROUPED_CONV: case.groups > 1,
+        Feature.UNEQUAL_PARTS: len(set(case.parts)) > 1,
+    }
+    kind = _KIND_NEEDS[case.kind]
+    return {feature for feature, needed in needs.items() if needed} | ({kind} if kind else set())
+
+
 @st.composite
 def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
     """A drawn case is exact where it says so: one for which no lattice fits is replaced by a bounded one."""
     has = manifest.features.__contains__
     kind = draw(st.sampled_from(ask.kinds_of(manifest)))
-    tier = draw(st.sampled_from(ask.tiers))
+    tier = "bounded" if ask.dora or ask.quantised else draw(st.sampled_from(ask.tiers))
     mixed = ask.mixed and has(Feature.MIXED_DTYPE) and dtype != "float32" and draw(st.booleans())
     features = st.sampled_from(_FEATURES if tier == "exact" or kind != "linear" or ask.small else _FEATURES + _LONG)
     fields: dict[str, object] = {
@@ -77,9 +93,12 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
         "out_features": n if draw(st.integers(0, 3)) == 3 else draw(features),
         "lead": draw(st.sampled_from([lead for lead in _LEADS if 0 not in lead] if ask.rows else _LEADS)),
         "bias": kind != "embedding" and has(Feature.BIAS) and draw(st.booleans()),
-        "base_zero": draw(st.integers(0, 2)) == 2,
+        "base_zero": draw(st.integers(0, 2)) == 2 and not ask.dora,
         "dropout": draw(st.sampled_from(ask.dropout)),
         "headroom": ask.headroom if tier == "exact" else 0,
+        "bits": draw(st.sampled_from((4, 8))) if ask.quantised else 0,
+        "dora": ask.dora,
+        "zero_row": ask.dora and draw(st.integers(0, 3)) == 3,
         "seed": draw(st.integers(0, 2**32 - 1)),
     }
     fields |= _rank(draw, ask, manifest, tier)
@@ -87,6 +106,7 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
     if not ask.geometry:
         fields |= _usual(kind, fields)
     if ask.layouts:
+        fields["lead"] = draw(st.sampled_from(((2, 3), (3,), (2, 3, 2), (2,))))
         fields["x_layout"] = draw(st.sampled_from(_LAYOUTS))
         fields["dy_layout"] = draw(st.sampled_from(_LAYOUTS))
     case = Case(**fields)  # type: ignore[arg-type]
@@ -117,10 +137,10 @@ def _plain(_draw: DrawFn, _manifest: Manifest, _fields: dict[str, object]) -> di
     return {}
 
 
-def _embedding(draw: DrawFn, _manifest: Manifest, fields: dict[str, object]) -> dict[str, object]:
-    n = fields["in_features"]
-    assert isinstance(n, int)
-    return {"padding_idx": draw(st.none() | st.integers(0, n - 1)), "dropout": 0.0}
+def _embedding(draw: DrawFn, _manifest: Manifest, _fields: dict[str, object]) -> dict[str, object]:
+    """Few ids, so that a batch repeats some and meets the padding."""
+    n = draw(st.sampled_from((3, 2, 5, 11)))
+    return {"in_features": n, "padding_idx": draw(st.sampled_from((None, 0, n - 1))), "dropout": 0.0}
 
 
 def _fused(draw: DrawFn, manifest: Manifest, _fields: dict[str, object]) -> dict[str, object]:
@@ -136,6 +156,8 @@ def _conv(draw: DrawFn, manifest: Manifest, fields: dict[str, object]) -> dict[s
     dims = draw(st.integers(1, 3))
     groups = draw(st.sampled_from((1, 2, 3))) if Feature.GROUPED_CONV in manifest.features else 1
     kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
+    if draw(st.integers(0, 2)) == 2:
+        kernel[:-1] = [1] * (dims - 1)  # the kernels for which libraries have shortcuts
     dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
     padding = [draw(st.integers(0, 1)) for _ in range(dims)]
     # the smallest space that holds the dilated kernel and can be padded by reflection, and sometimes one more

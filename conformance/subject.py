@@ -18,13 +18,17 @@ class Subject:
     dtype: str
     on: str = ""  # name, path or id of the real model; empty for single layers
     judge: Judge = field(default_factory=Judge)
+    exercised: set[Feature] = field(default_factory=set)  # features that a check has made use of
 
     @property
     def manifest(self) -> Manifest:
         return self.backend.manifest
 
     def has(self, feature: Feature) -> bool:
-        return feature in self.manifest.features
+        if feature in self.manifest.features:
+            self.exercised.add(feature)
+            return True
+        return False
 
     @property
     def layer(self) -> Layer:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from conformance.contract import Array, dtype_of
+from conformance.guards import placed
 
 
 def to_torch(array: Array) -> torch.Tensor:
@@ -18,7 +19,7 @@ def to_torch(array: Array) -> torch.Tensor:
     else:
         source = torch.from_numpy(values)
     tensor = torch.empty_strided(core.shape, strides, dtype=source.dtype)
-    return tensor.copy_(source).expand(array.shape)
+    return placed(tensor.copy_(source), f"an array of shape {array.shape}").expand(array.shape)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from conformance.contract import Array, Grads, How, Tensor, Weights
+from conformance.guards import given_back, placed
+from conformance.saved import saved_bytes
 from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
-from conformance.torch_ways import run
+from conformance.torch_quantised import QuantisedLinear
+from conformance.torch_ways import Compiled, run
 from lora_ref.convolution import Conv
 from lora_ref.geometry import Embedding, Linear
 from lora_ref.spec import LoraSpec
@@ -62,6 +67,10 @@ class TorchLayer(ABC):
     def factors(self, layer: nn.Module, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The live parameters A and B."""
 
+    def magnitude(self, layer: nn.Module, adapter: str) -> nn.Parameter:
+        """The live parameter m of a DoRA adapter."""
+        raise NotImplementedError
+
     def view_a(self, a: torch.Tensor) -> torch.Tensor:
         """Parameter (or its gradient) -> A in the contract's orientation; a view."""
         return a
@@ -76,7 +85,8 @@ class TorchLayer(ABC):
         return base
 
     def weight(self, layer: nn.Module) -> torch.Tensor:
-        weight = self.base(layer).weight
+        base = self.base(layer)
+        weight = base.dequantized_weight() if isinstance(base, QuantisedLinear) else base.weight
         assert isinstance(weight, torch.Tensor)
         return weight
 
@@ -101,17 +111,47 @@ class TorchLayer(ABC):
     def set_scale(self, root: Root, factor: float, adapter: str) -> None:
         raise NotImplementedError
 
+    def combine(self, root: Root, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        raise NotImplementedError
+
+    def initialise(self, root: Root) -> None:
+        """Give A and B their initial values, after ``to_empty`` gave them memory."""
+        raise NotImplementedError
+
+    def copy(self, root: Root, *, pickled: bool) -> Root:
+        """As a user copies a module."""
+        return pickle.loads(pickle.dumps(root)) if pickled else copy.deepcopy(root)  # noqa: S301
+
     def attach(self, spec: LoraSpec, weights: Weights) -> TorchHandle:
         torch.manual_seed(weights.seed)
         root = Root(self.base_module(weights))
         self.adapt(root, spec, weights)
-        handle = TorchHandle(self, root, weights)
+        handle = TorchHandle(self, root, weights, dora=spec.dora)
         if weights.a is not None and weights.b is not None:
-            handle.write(weights.a, weights.b)
+            handle.write(weights.a, weights.b, m=weights.m)
+        for name, parameter in root.named_parameters():
+            parameter.data = placed(parameter.data, name, gaps=False)
         return handle
 
+    def materialise(self, spec: LoraSpec, weights: Weights) -> TorchHandle:
+        base = self.base_module(weights)
+        with torch.device("meta"):
+            root = Root(copy.deepcopy(base).to("meta"))
+            self.adapt(root, spec, weights)
+        root.to_empty(device="cpu")
+        with torch.no_grad():
+            for tensor in (*root.parameters(), *root.buffers()):
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+            for name, value in base.named_parameters():
+                getattr(self.base(root.layer), name).copy_(value)
+        torch.manual_seed(weights.seed)
+        self.initialise(root)
+        return TorchHandle(self, root, weights, dora=spec.dora)
+
     def base_module(self, weights: Weights) -> nn.Module:
-        """The plain torch layer with the case's weight and bias."""
+        """The plain torch layer with the case's weight and bias, or the quantised one that it asks for."""
+        if weights.bits:
+            return QuantisedLinear(weights.w, weights.bias, weights.bits)
         module = _empty_module(weights, self.conv1d).to(to_torch(weights.w).dtype)
         with torch.no_grad():
             module.weight.copy_(to_torch(weights.w))  # type: ignore[operator]
@@ -123,11 +163,13 @@ class TorchLayer(ABC):
 class TorchHandle:
     """One adapted layer; see ``conformance.contract.Handle``."""
 
-    def __init__(self, kind: TorchLayer, root: Root, weights: Weights) -> None:
+    def __init__(self, kind: TorchLayer, root: Root, weights: Weights, *, dora: bool = False) -> None:
         self.kind, self.root, self.geometry = kind, root, weights.geometry
         self.adapter_dtype = torch_dtype(weights.adapter_dtype)
         self.adapters = ["default"]
+        self.dora = {"default"} if dora else set()
         self.optimiser: torch.optim.Optimizer | None = None
+        self.compiled: Compiled | None = None
 
     @property
     def layer(self) -> Any:
@@ -137,27 +179,37 @@ class TorchHandle:
         self.root.train(train)
         torch.manual_seed(seed)
         with torch.no_grad():
-            return to_numpy(self.root(to_torch(x)))
+            return to_numpy(given_back(self.root(to_torch(x))))
 
     def vjp(self, x: Array, dy: Array, *, train: bool = False, seed: int = 0, how: How = How.PLAIN) -> Grads:
         self.root.train(train)
         torch.manual_seed(seed)
         self.root.zero_grad(set_to_none=True)
         x_leaf = to_torch(x).requires_grad_(self.geometry.differentiable)
-        y = run(self.root, x_leaf, how)
+        y = run(self._compiled().call if how is How.COMPILED else self.root, x_leaf, how)
         if y.requires_grad:
             y.backward(to_torch(dy).to(y.dtype))
         a, b = self.kind.factors(self.layer, "default")
+        m = self.kind.magnitude(self.layer, "default") if "default" in self.dora else None
         base = [
             (n, p) for n, p in self.kind.base(self.layer).named_parameters(recurse=False) if p is not a and p is not b
         ]
         return Grads(
-            y=to_numpy(y),
-            dx=None if x_leaf.grad is None else to_numpy(x_leaf.grad),
+            y=to_numpy(given_back(y)),
+            dx=None if x_leaf.grad is None else to_numpy(given_back(x_leaf.grad)),
             da=None if a.grad is None else self._canonical(a.grad, "a"),
             db=None if b.grad is None else self._canonical(b.grad, "b"),
             base={name: to_numpy(p.grad) for name, p in base if p.grad is not None},
+            dm=None if m is None or m.grad is None else to_numpy(m.grad).reshape(-1),
         )
+
+    def compilations(self) -> int:
+        return self._compiled().graphs
+
+    def _compiled(self) -> Compiled:
+        if self.compiled is None:
+            self.compiled = Compiled(self.root)
+        return self.compiled
 
     def tensors(self) -> Mapping[str, Tensor]:
         named: dict[str, Tensor] = {}
@@ -171,7 +223,11 @@ class TorchHandle:
             a, b = self.kind.factors(self.layer, adapter)
             put(f"a:{adapter}", a, self._canonical(a, "a"))
             put(f"b:{adapter}", b, self._canonical(b, "b"))
-        for name, p in self.kind.base(self.layer).named_parameters(recurse=False):
+            if adapter in self.dora:
+                m = self.kind.magnitude(self.layer, adapter)
+                put(f"m:{adapter}", m, to_numpy(m).reshape(-1))
+        base = self.kind.base(self.layer)
+        for name, p in (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False)):
             if id(p) not in known:
                 put(name, p, to_numpy(p))
         for name, p in self.root.named_parameters():
@@ -179,12 +235,24 @@ class TorchHandle:
                 put(f"other:{name}", p, to_numpy(p))
         return named
 
-    def write(self, a: Array, b: Array, adapter: str = "default") -> None:
+    def write(self, a: Array, b: Array, adapter: str = "default", m: Array | None = None) -> None:
         live = self.kind.factors(self.layer, adapter)
         with torch.no_grad():
+            if m is not None:
+                magnitude = self.kind.magnitude(self.layer, adapter)
+                magnitude.copy_(to_torch(m).reshape(magnitude.shape))
             for view, parameter, value in zip((self.kind.view_a, self.kind.view_b), live, (a, b), strict=True):
                 target = view(parameter)
                 target.copy_(to_torch(value).reshape(target.shape))
+
+    def load(self, a: Array, b: Array, adapter: str = "default") -> None:
+        live = self.kind.factors(self.layer, adapter)
+        names = {id(parameter): name for name, parameter in self.root.named_parameters()}
+        state: dict[str, torch.Tensor] = {}
+        for view, old, value in zip((self.kind.view_a, self.kind.view_b), live, (a, b), strict=True):
+            new = state[names[id(old)]] = torch.empty_like(old, requires_grad=False)
+            view(new).copy_(to_torch(value).reshape(view(new).shape))
+        self.root.load_state_dict(state, strict=False, assign=True)
 
     def step(self, x: Array, dy: Array, *, lr: float, weight_decay: float, train: bool = True) -> None:
         if self.optimiser is None:
@@ -222,6 +290,21 @@ class TorchHandle:
 
     def set_scale(self, factor: float, adapter: str = "default") -> None:
         self.kind.set_scale(self.root, factor, adapter)
+
+    def combine(self, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        self.kind.combine(self.root, name, adapters, weights)
+        self.adapters.append(name)
+
+    def copy(self, *, pickled: bool) -> TorchHandle:
+        twin = copy.copy(self)
+        twin.root, twin.adapters = self.kind.copy(self.root, pickled=pickled), [*self.adapters]
+        twin.optimiser = twin.compiled = None
+        return twin
+
+    def saved_bytes(self, x: Array, *, train: bool = False) -> int:
+        self.root.train(train)
+        leaf = to_torch(x).requires_grad_(self.geometry.differentiable)
+        return saved_bytes(lambda: self.root(leaf), (*self.root.parameters(), *self.root.buffers()))
 
     def _canonical(self, tensor: torch.Tensor, factor: str) -> Array:
         view = self.kind.view_a if factor == "a" else self.kind.view_b

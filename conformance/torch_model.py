@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import nn
@@ -46,3 +49,7 @@ class TorchModelHandle(ABC):
 
     def weight(self, path: str) -> torch.Tensor:
         raise NotImplementedError
+
+    def copy(self, *, pickled: bool) -> Self:
+        """The handle and all that it holds, each thing once: the module is copied as a user copies it."""
+        return pickle.loads(pickle.dumps(self)) if pickled else copy.deepcopy(self)  # type: ignore[no-any-return] # noqa: S301

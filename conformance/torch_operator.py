@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from conformance.contract import Backend, Feature, Grads, Manifest, Weights
+from conformance.guards import given_back
+from conformance.saved import saved_bytes
 from conformance.torch_arrays import to_numpy, to_torch
 from lora_ref.geometry import Linear
 from lora_ref.spec import LoraSpec
@@ -24,6 +26,12 @@ class TorchOperator:
     def __init__(self, function: Function) -> None:
         self.function = function
 
+    def saved_bytes(self, spec: LoraSpec, weights: Weights, x: Any) -> int:
+        leaf, a, b = (to_torch(v).requires_grad_() for v in (x, weights.a, weights.b))  # type: ignore[arg-type]
+        w, bias = to_torch(weights.w), None if weights.bias is None else to_torch(weights.bias)
+        owned = [tensor for tensor in (w, bias, a, b) if tensor is not None]
+        return saved_bytes(lambda: self.function(leaf, w, bias, a, b, spec.scaling), owned)
+
     def vjp(self, spec: LoraSpec, weights: Weights, x: Any, dy: Any) -> Grads:
         assert isinstance(weights.geometry, Linear)
         assert weights.a is not None
@@ -35,9 +43,9 @@ class TorchOperator:
         y = self.function(x, frozen["weight"], frozen.get("bias"), a, b, spec.scaling)
         if y.requires_grad:
             torch.autograd.backward(y, to_torch(dy).to(y.dtype))
-        da, db, dx = (None if leaf.grad is None else to_numpy(leaf.grad) for leaf in (a, b, x))
+        da, db, dx = (None if leaf.grad is None else to_numpy(given_back(leaf.grad)) for leaf in (a, b, x))
         base = {name: to_numpy(t.grad) for name, t in frozen.items() if t.grad is not None}
-        return Grads(to_numpy(y), dx, da, db, base)
+        return Grads(to_numpy(given_back(y)), dx, da, db, base)
 
 
 def torch_operator(
@@ -46,7 +54,7 @@ def torch_operator(
     name: str,
     version: str = "0",
     dtypes: Iterable[str] = ("float32",),
-    features: Iterable[Feature] = (Feature.BIAS, Feature.RSLORA),
+    features: Iterable[Feature] = (Feature.BIAS, Feature.RSLORA, Feature.SAVED_BYTES),
 ) -> Backend:
     """A backend of one function; declare further dtypes and features as the function serves them."""
     manifest = Manifest(name, version, tuple(dtypes), frozenset(features))

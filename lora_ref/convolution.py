@@ -25,6 +25,7 @@ class Conv(Geometry):
     which is PEFT's layer and has no merged form.
     """
 
+    per_sample = True
     in_channels: int
     out_features: int
     size: Shape

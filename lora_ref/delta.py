@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
@@ -27,11 +28,13 @@ KINDS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and Conv1D
 class Delta(nn.Module):
     """What all kinds share: the factors ``a`` and ``b``, the scale, dropout on the input of A, and the reset."""
 
+    reads_base = False  # whether ``change`` depends on the base's output
+
     def __init__(
         self, base: nn.Module, spec: LoraSpec, a: Sequence[int], b: Sequence[int], dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        weight = weight_of(base)
+        weight = read_weight(base)
         self.spec = spec
         self.factor = 1.0  # a multiplier to turn at run time; never saved
         self.shape = weight.shape
@@ -52,6 +55,10 @@ class Delta(nn.Module):
         """The name by which torch asks for values after ``to_empty``."""
         self.reset()
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole delta: s·B·A is all that it adds."""
+        return self.a, self.b
+
     def weight(self) -> Tensor:
         """ΔW in the base weight's shape and layout, formed in float32 or wider and not rounded further."""
         wide, device = torch.promote_types(self.a.dtype, torch.float32), self.a.device.type
@@ -62,6 +69,11 @@ class Delta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """s·B(A(dropout(x))), in the shape of the base's output."""
         return self.scaling * self._branch(self._dropped(x))
+
+    def change(self, x: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002 (variants read it)
+        """What is added to ``out``, the base's own output."""
+        y: Tensor = self(x)
+        return y
 
     def _dropped(self, x: Tensor) -> Tensor:
         x = x.to(self.a.dtype)
@@ -79,8 +91,8 @@ class LinearDelta(Delta):
 
     def __init__(self, base: nn.Module, spec: LoraSpec, dtype: torch.dtype | None = None) -> None:
         out, in_ = _sizes(base)
+        self.transposed = _is_conv1d(base)  # first, as the reset of a variant reads it
         super().__init__(base, spec, (spec.r, in_), (out, spec.r), dtype)
-        self.transposed = _is_conv1d(base)
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         ba = b @ a  # (out, in)
@@ -209,21 +221,19 @@ def make_delta(
     Raises:
         LoraError: the base cannot carry LoRA, or not with this spec.
     """
-    kind = type(base).__name__
-    if not supported(base):
-        raise LoraError(f"{kind} cannot carry LoRA; Linear, Embedding, Conv1d, Conv2d, Conv3d and Conv1D can")
-    if not any(type(base).forward is known.forward for known in KINDS) and not _is_conv1d(base):
-        raise LoraError(f"{kind} has a forward of its own, so W + ΔW may not be what it computes with")
-    if isinstance(base, NonDynamicallyQuantizableLinear):
-        raise LoraError("the output projection of nn.MultiheadAttention is never called, only its weight is read")
-    weight = base._parameters.get("weight")  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
-    if weight is None or is_lazy(weight) or not weight.is_floating_point():
-        raise LoraError(f"the weight of this {kind} is not a plain floating-point parameter")
-    if enabled is not None and parts is None:
-        raise LoraError("enabled says which parts get a branch, and has no meaning without parts")
+    kind, linear = type(base).__name__, isinstance(base, nn.Linear) or _is_conv1d(base) or is_quantised(base)
+    _check_base(base)
     if dtype is not None and not dtype.is_floating_point:
         raise LoraError(f"an adapter's dtype must be a floating-point one, got {dtype}")
-    if isinstance(base, nn.Linear) or _is_conv1d(base):
+    if enabled is not None and parts is None:
+        raise LoraError("enabled says which parts get a branch, and has no meaning without parts")
+    if spec.dora or spec.init != "default":
+        if not linear or parts is not None:
+            raise LoraError(f"DoRA and residual initialisations are for whole linear layers, not for this {kind}")
+        from lora_ref.variants import DoraDelta, VariantDelta
+
+        return (DoraDelta if spec.dora else VariantDelta)(base, spec, dtype)
+    if linear:
         return LinearDelta(base, spec, dtype) if parts is None else FusedDelta(base, spec, parts, enabled, dtype)
     if parts is not None:
         raise LoraError(f"parts are the stacked rows of a linear; {kind} has none")
@@ -235,7 +245,40 @@ def make_delta(
 
 def supported(base: nn.Module) -> bool:
     """Whether ``make_delta`` knows this kind; it may still refuse this one."""
-    return isinstance(base, KINDS) or _is_conv1d(base)
+    return isinstance(base, KINDS) or _is_conv1d(base) or is_quantised(base)
+
+
+def _check_base(base: nn.Module) -> None:
+    kind = type(base).__name__
+    if not supported(base):
+        raise LoraError(f"{kind} cannot carry LoRA; Linear, Embedding, Conv1d, Conv2d, Conv3d and Conv1D can")
+    if is_quantised(base):
+        return
+    if not any(type(base).forward is known.forward for known in KINDS) and not _is_conv1d(base):
+        raise LoraError(f"{kind} has a forward of its own, so W + ΔW may not be what it computes with")
+    if isinstance(base, NonDynamicallyQuantizableLinear):
+        raise LoraError("the output projection of nn.MultiheadAttention is never called, only its weight is read")
+    weight = base._parameters.get("weight")  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
+    if weight is None or is_lazy(weight) or not weight.is_floating_point():
+        raise LoraError(f"the weight of this {kind} is not a plain floating-point parameter")
+
+
+@runtime_checkable
+class Quantised(Protocol):
+    """A linear base that stores its weight in few bits, computes x Wᵀ + bias with it, and can tell W (out, in)."""
+
+    bias: Tensor | None
+
+    def dequantized_weight(self) -> Tensor: ...
+
+
+def is_quantised(base: nn.Module) -> bool:
+    return isinstance(base, Quantised)
+
+
+def read_weight(base: nn.Module) -> Tensor:
+    """W as floating-point numbers, for reading: of a quantised base, what its forward computes with."""
+    return base.dequantized_weight() if isinstance(base, Quantised) else weight_of(base)
 
 
 def weight_of(base: nn.Module) -> nn.Parameter:
@@ -250,5 +293,5 @@ def _is_conv1d(base: nn.Module) -> bool:
 
 
 def _sizes(base: nn.Module) -> tuple[int, int]:
-    rows, columns = weight_of(base).shape
+    rows, columns = read_weight(base).shape
     return (columns, rows) if _is_conv1d(base) else (rows, columns)  # (out, in)

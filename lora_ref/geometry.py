@@ -26,6 +26,7 @@ class Geometry(ABC):
     out_features: int  # length of the bias, and of y along its feature axis
     differentiable = True  # x is a real array and has a gradient
     pad_dims = 0  # axes along which the input is padded with its own values
+    per_sample = False  # the weight's gradient may be summed sample by sample
     factor_copies = 1  # how many times A is used side by side
 
     @property

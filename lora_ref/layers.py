@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lora_ref.delta import Delta, make_delta, weight_of
+from lora_ref.delta import Delta, is_quantised, make_delta, read_weight, weight_of
 from lora_ref.errors import LoraError
 from lora_ref.spec import LoraSpec
 
@@ -73,11 +73,14 @@ class Adapters(nn.ModuleDict):
     def applied(self) -> tuple[str, ...]:
         return self.active if self.enabled else ()
 
-    def add_to(self, out: Tensor, x: Tensor, names: Iterable[str]) -> Tensor:
-        """out + Σ delta(x), summed in float32 or wider and rounded once to the dtype of ``out``."""
+    def add_to(self, out: Tensor, x: Tensor, names: Iterable[str], plain: Tensor | None = None) -> Tensor:
+        """out + Σ delta(x), summed in float32 or wider and rounded once to the dtype of ``out``.
+
+        ``plain`` is the base's own output, where ``out`` is that of merged weights.
+        """
         total = out.to(torch.promote_types(out.dtype, torch.float32))
-        for name in names:
-            total = total + self[name](x)  # in the shape of out; the wider dtype of the two
+        for name in names:  # in the shape of out; the wider dtype of the two
+            total = total + self.delta(name).change(x, out if plain is None else plain)
         return total.to(out.dtype)
 
 
@@ -156,16 +159,17 @@ class LoraLayer(nn.Module):
         assert self.merged_weight is not None
         out = functional_call(self.base, {"weight": self.merged_weight}, (x,))
         rest = [name for name in names if name not in self.merged]
-        return self.adapters.add_to(out, x, rest) if rest else out
+        plain = self.base(x) if any(self.adapters.delta(name).reads_base for name in rest) else None
+        return self.adapters.add_to(out, x, rest, plain) if rest else out
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
     def effective_weight(self, *names: str) -> Tensor:
         """W' = W + Σ ΔW over ``names``, by default those applied, rounded once to W's dtype; differentiable in A, B."""
-        total: Tensor = weight_of(self.base)
+        total = read_weight(self.base)
         for name in names or self.adapters.applied():
             total = total + self.adapters.delta(name).weight()  # W's shape, float32 or wider
-        return total.to(weight_of(self.base).dtype)
+        return total.to(read_weight(self.base).dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -194,6 +198,8 @@ class LoraLayer(nn.Module):
             if name not in active:
                 raise LoraError(f"adapter {name!r} is not active, and merging must not change what is computed")
         wanted = tuple(name for name in active if name in self.merged or not names or name in names)
+        if wanted and is_quantised(self.base):
+            raise LoraError("merging would round W' to the few bits of this base and lose the delta; export instead")
         return wanted, self.merged_weight if wanted == self.merged else self._finite_weight(wanted)
 
     def commit(self, plan: tuple[tuple[str, ...], Tensor | None]) -> None:
@@ -205,16 +211,25 @@ class LoraLayer(nn.Module):
         self.merged, self.merged_weight, self._stamp = (), None, None
 
     def export(self) -> nn.Module:
-        """A copy of the base with W' in place of W: a plain module that shares nothing with this one."""
+        """A copy of the base with W' in place of W: a plain module that shares nothing with this one.
+
+        A quantised base becomes an nn.Linear, as W' has no place in its few bits.
+        """
         names = self.adapters.applied()
         weight = self._finite_weight(names)
-        plain = copy.deepcopy(self.base)
+        plain: nn.Module
+        if is_quantised(self.base):
+            plain = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+            bias = None if self.bias is None else self.bias.detach().clone()
+            plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        else:
+            plain = copy.deepcopy(self.base)
         plain.weight = nn.Parameter(weight.clone(), requires_grad=False)
         return plain
 
     def _finite_weight(self, names: tuple[str, ...]) -> Tensor:
         with torch.no_grad():
-            weight = self.effective_weight(*names) if names else weight_of(self.base).detach()
+            weight = self.effective_weight(*names) if names else read_weight(self.base).detach()
         if not weight.is_meta and not weight.isfinite().all():
             raise LoraError(f"merging {', '.join(names)} would give a weight that is not finite in {weight.dtype}")
         return weight
@@ -222,9 +237,9 @@ class LoraLayer(nn.Module):
     # -- is W' still what A, B and W say? ---------------------------------------------------------------------------
 
     def _fingerprint(self) -> tuple[object, ...]:
-        """Changes whenever A, B, s or W is written to or replaced."""
+        """Changes whenever a parameter of a branch, s or W is written to or replaced."""
         deltas = [self.adapters.delta(name) for name in self.merged]
-        tensors = [weight_of(self.base), *(factor for delta in deltas for factor in (delta.a, delta.b))]
+        tensors = [weight_of(self.base), *(factor for delta in deltas for factor in delta.parameters())]
         writes = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]  # noqa: SLF001 (counts writes)
         return (*writes, *(delta.scaling for delta in deltas))
 
@@ -239,7 +254,7 @@ class LoraLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 (as in torch)
         """A move to another device keeps W' right; a change of dtype does not, as W' would be rounded twice."""
-        fresh, dtype = self.merged and self._stamp == self._fingerprint(), weight_of(self.base).dtype
+        fresh, dtype = self.merged and self._stamp == self._fingerprint(), getattr(self.merged_weight, "dtype", None)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if fresh and weight_of(self.base).dtype == dtype:
             self._stamp = self._fingerprint()

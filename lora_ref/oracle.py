@@ -40,11 +40,12 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What backpropagation of dy must give; ``x`` is None where the input is no real number (token ids)."""
+    """What backpropagation of dy must give; ``x`` is None where the input is no real number, ``m`` without DoRA."""
 
     x: Bounded | None
     a: Bounded
     b: Bounded
+    m: Bounded | None = None
 
 
 class Oracle:
@@ -113,38 +114,49 @@ class Oracle:
 
     def gradients(self, x: ArrayLike, dy: ArrayLike, mask: Array | None = None) -> Gradients:
         """dx, dA and dB of the scalar sum(y * dy)."""
-        x, dy = _float64(x), _float64(dy)
+        x, d_y = _float64(x), exact(self.geometry.y_rows(_float64(dy)))  # (M, N)
+        dx_delta, da, db = self._branch_gradients(x, d_y, mask)
+        if not self.geometry.differentiable:
+            return Gradients(None, da, db)
+        dx_base = self._base_gradient(x, d_y)
+        return Gradients(self.base.round(dx_base + self.base.round(dx_delta)), da, db)
+
+    def _base_gradient(self, x: Array, d_y: Bounded) -> Bounded:
+        """The base path's share of dx."""
+        dx = self.base.dot(d_y, self.w, fold=partial(self.geometry.rows_array, x_shape=x.shape))
+        for _ in range(self.geometry.pad_dims):
+            dx = self.base.round(dx)  # padding adds its borders back, stored
+        return dx
+
+    def _branch_gradients(self, x: Array, d_y: Bounded, mask: Array | None) -> tuple[Bounded, Bounded, Bounded]:
+        """The adapter's share of dx, then dA and dB, for the gradient d_y (M, N) of what the adapter adds."""
         rows = self._adapter_rows(x, mask)  # (M, K)
-        d_y = exact(self.geometry.y_rows(dy))  # (M, N)
         a_array, b_array = self.geometry.a_array, self.geometry.b_array
         dot, rounded, s = self.adapter.dot, self.adapter.round, self.scaling
+        parts = max(1, len(x)) if self.geometry.per_sample else 1
         if self.numerics.order == "weight":
             d_delta = rounded(d_y.times(s))  # (M, N)
             d_weight = dot(d_delta.T, rows)  # (N, K)
-            db = dot(d_weight, self.a.T, fold=b_array)
-            da = dot(self.b.T, d_weight, fold=a_array)
+            db = dot(d_weight, self.a.T, fold=b_array, parts=parts)
+            da = dot(self.b.T, d_weight, fold=a_array, parts=parts)
             d_rows, right = d_delta, dot(self.b, self.a)  # (M, N), (N, K)
         elif self.numerics.scale == "hidden":
-            db = dot(d_y.T, rounded(self._hidden(rows).times(s)), fold=b_array)
+            db = dot(d_y.T, rounded(self._hidden(rows).times(s)), fold=b_array, parts=parts)
             d_rows, right = rounded(dot(d_y, self.b).times(s)), self.a  # (M, R), (R, K)
-            da = dot(d_rows.T, rows, fold=a_array)
+            da = dot(d_rows.T, rows, fold=a_array, parts=parts)
         else:
             d_delta = rounded(d_y.times(s))  # (M, N)
-            db = dot(d_delta.T, self._hidden(rows), fold=b_array)
+            db = dot(d_delta.T, self._hidden(rows), fold=b_array, parts=parts)
             d_rows, right = dot(d_delta, self.b), self.a  # (M, R), (R, K)
-            da = dot(d_rows.T, rows, fold=a_array)
+            da = dot(d_rows.T, rows, fold=a_array, parts=parts)
         for _ in range(self.geometry.factor_copies > 1):
             da = rounded(da)  # the copies of A that grouped convolution makes each store a gradient of their own
         if not self.geometry.differentiable:
-            return Gradients(None, da, db)
-        fold = partial(self.geometry.rows_array, x_shape=x.shape)
-        dx_base = self.base.dot(d_y, self.w, fold=fold)
-        dx_delta = dot(d_rows, right, fold=fold)
+            return exact(0.0), da, db
+        dx = dot(d_rows, right, fold=partial(self.geometry.rows_array, x_shape=x.shape))
         for _ in range(self.geometry.pad_dims):
-            dx_base, dx_delta = self.base.round(dx_base), rounded(dx_delta)  # padding adds its borders back, stored
-        if mask is not None:
-            dx_delta = rounded(dx_delta.times(mask))
-        return Gradients(self.base.round(dx_base + self.base.round(dx_delta)), da, db)
+            dx = rounded(dx)
+        return (dx if mask is None else rounded(dx.times(mask))), da, db
 
     def _adapter_rows(self, x: Array, mask: Array | None) -> Bounded:
         """What A sees: (M, K)."""

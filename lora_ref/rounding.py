@@ -53,6 +53,30 @@ class Bounded:
         """The exact product with an exact factor."""
         return Bounded(self.value * factor, self.bound * np.abs(factor))
 
+    def __neg__(self) -> Bounded:
+        return Bounded(-self.value, self.bound)
+
+    def __sub__(self, other: Bounded) -> Bounded:
+        return self + -other
+
+    def __mul__(self, other: Bounded) -> Bounded:
+        """The exact product, element by element: (p + dp)(q + dq) - pq = p dq + q dp + dp dq."""
+        with np.errstate(invalid="ignore"):  # zero times no bound
+            bound = np.abs(self.value) * other.bound + np.abs(other.value) * self.bound + self.bound * other.bound
+        return Bounded(self.value * other.value, bound)
+
+    def __truediv__(self, other: Bounded) -> Bounded:
+        """The exact quotient: (p + dp)/(q + dq) - p/q = (dp - dq p/q)/(q + dq). A q that may be zero gives no bound."""
+        nearest = np.abs(other.value) - other.bound  # the smallest that |q + dq| can be
+        safe = nearest > 0
+        value = np.divide(self.value, other.value, out=np.zeros(np.broadcast(self.value, nearest).shape), where=safe)
+        error = self.bound + other.bound * np.abs(value)
+        return Bounded(value, np.divide(error, nearest, out=np.full_like(value, np.inf), where=safe))
+
+    def either(self, other: Bounded) -> Bounded:
+        """One value that may be computed in two ways: each is within the larger bound."""
+        return Bounded(self.value, np.maximum(self.bound, other.bound))
+
 
 def exact(value: Array | float) -> Bounded:
     array = np.asarray(value, dtype=np.float64)
@@ -67,21 +91,47 @@ class Arithmetic:
     accumulate: str = "float32"
 
     def round(self, x: Bounded) -> Bounded:
-        """x rounded once to the storage dtype."""
-        return Bounded(x.value, x.bound + UNIT_ROUNDOFF[self.storage] * x.magnitude + HALF_SUBNORMAL[self.storage])
+        """x rounded once to the storage dtype; what may overflow there has no bound."""
+        bound = x.bound + UNIT_ROUNDOFF[self.storage] * x.magnitude + HALF_SUBNORMAL[self.storage]
+        fits = np.abs(x.value) + bound <= LARGEST[self.storage]
+        return Bounded(x.value, np.where(fits, bound, np.inf))
 
-    def dot(self, p: Bounded, q: Bounded, *, fold: Fold | None = None) -> Bounded:
+    def dot(self, p: Bounded, q: Bounded, *, fold: Fold | None = None, parts: int = 1) -> Bounded:
         """p (m, n) @ q (n, k), accumulated, then rounded to the storage dtype where that is narrower.
 
-        Terms that are exactly zero are not counted: they round nothing. ``fold`` continues the same accumulation by
-        adding up elements of the product, as a convolution's input gradient does over the taps of its kernel.
+        Terms that are exactly zero are not counted: they round nothing. ``fold`` moves elements of the product, and adds
+        up those that meet, as a convolution's input gradient does over the taps of its kernel; torch may store them
+        first and add them in the storage dtype. ``parts`` is into how many stored partial sums the product may be split,
+        as a convolution's weight gradient is over the samples of a batch.
         """
         terms = (p.magnitude != 0).astype(np.float64) @ (q.magnitude != 0).astype(np.float64)
-        value = p.value @ q.value
-        bound = p.bound @ q.magnitude + np.abs(p.value) @ q.bound
-        size = p.magnitude @ q.magnitude
+        with np.errstate(invalid="ignore"):  # 0 times a bound that is infinite: the result then has no bound either
+            value = p.value @ q.value
+            bound = p.bound @ q.magnitude + np.abs(p.value) @ q.bound
+            size = p.magnitude @ q.magnitude
+        u, stored = UNIT_ROUNDOFF[self.accumulate], UNIT_ROUNDOFF[self.storage]
+        bound = bound + u * _growth(terms) * size + (parts - 1) * stored * size
         if fold is not None:
-            value, bound, size, terms = fold(value), fold(bound), fold(size), fold(terms)
-        u = UNIT_ROUNDOFF[self.accumulate]
-        result = Bounded(value, bound + u * np.minimum(terms, LAMBDA * np.sqrt(terms)) * size)
-        return self.round(result) if UNIT_ROUNDOFF[self.storage] > u else result
+            meeting = fold(np.ones_like(value))
+            value, bound, size = fold(value), fold(bound), fold(size)
+            bound = bound + np.where(meeting > 1, stored * (1 + _growth(meeting)) * size, 0.0)
+        result = Bounded(value, bound)
+        return self.round(result) if stored > u else result
+
+    def norm(self, x: Bounded) -> Bounded:
+        """The Euclidean norm of each row of x (m, n) -> (m, 1), squares accumulated, rounded to the storage dtype.
+
+        | ‖x + dx‖ - ‖x‖ | <= ‖dx‖ (triangle). The sum of n squares errs by g(n) of itself, of which the root keeps
+        half, and rounds once; squares below the normal range lose at most n·η, whose root is what the norm loses.
+        """
+        value = np.sqrt((x.value**2).sum(axis=1, keepdims=True))  # (m, 1)
+        spread = np.sqrt((x.bound**2).sum(axis=1, keepdims=True))
+        terms = (x.magnitude != 0).sum(axis=1, keepdims=True).astype(np.float64)
+        u, lost = UNIT_ROUNDOFF[self.accumulate], np.sqrt(terms * HALF_SUBNORMAL[self.accumulate])
+        relative = u * np.minimum(terms, LAMBDA * np.sqrt(terms)) / 2 + u
+        return self.round(Bounded(value, spread + relative * (value + spread) + lost))
+
+
+def _growth(terms: Array) -> Array:
+    """g(n)/u: in units of roundoff, how much a sum of n terms may err."""
+    return np.minimum(terms, LAMBDA * np.sqrt(terms))

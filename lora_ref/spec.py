@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from lora_ref.errors import LoraError
 from lora_ref.targets import matches
+
+Init = Literal["default", "pissa", "olora"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,11 @@ class LoraSpec:
     ``rslora`` selects the rank-stabilised law alpha/sqrt(r) (Kalajdzievski, 2023, arXiv:2312.03732).
     ``dropout`` acts on the input of A only. ``targets`` and the keys of both patterns are dotted path
     suffixes: ``q_proj`` names ``layers.0.q_proj`` and never ``my_q_proj``; a pattern overrides r or alpha.
+    ``dora`` adds a trained magnitude for each output (see ``lora_ref.dora``). ``init`` names a residual initialisation:
+    A and B come from W, and the delta is what they change from there on (see ``lora_ref.variants``).
 
     Raises:
-        LoraError: r < 1, alpha not finite or not positive, dropout outside [0, 1).
+        LoraError: r < 1, alpha not finite or not positive, dropout outside [0, 1), an initialisation of another name.
     """
 
     r: int
@@ -29,6 +34,8 @@ class LoraSpec:
     targets: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    dora: bool = False
+    init: Init = "default"
 
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
@@ -37,6 +44,8 @@ class LoraSpec:
             raise LoraError(f"alpha must be finite and positive, got {self.alpha!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise LoraError(f"dropout must lie in [0, 1), got {self.dropout!r}")
+        if self.init not in get_args(Init):
+            raise LoraError(f"init must be default, pissa or olora, got {self.init!r}")
         for key in (*self.rank_pattern, *self.alpha_pattern):
             self._with(key)  # an override is held to the same rules as the value that it overrides
 

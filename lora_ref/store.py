@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_ref.delta import ConvDelta, Delta, EmbeddingDelta, FusedDelta, weight_of
+from lora_ref.delta import ConvDelta, Delta, EmbeddingDelta, FusedDelta, read_weight
 from lora_ref.errors import LoraError
 from lora_ref.model import Adapted, LoraModel
 from lora_ref.spec import LoraSpec
+from lora_ref.variants import DoraDelta
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"}
+READ |= {"use_dora"}
 HARMLESS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # other initialisations change the base
 # What says nothing about the function that the adapter computes; the kind of each base decides its layout.
 IGNORED = {"peft_version", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "inference_mode"}
@@ -49,12 +51,12 @@ def save(model: Adapted, folder: str | Path, name: str = "default") -> None:
             raise LoraError(f"PEFT's layout has no place for the {type(delta).__name__} at {path}: parts or groups")
         if delta.factor != 1:
             raise LoraError(f"{name!r} is scaled by {delta.factor} at {path}, which no file can hold: set_scale to 1")
-    spec = _ordered(spec)
+    spec = _ordered(_plain(spec, deltas))
     _check_reading(spec, deltas)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     part.mkdir(parents=True)
     try:
-        tensors = {key: t.detach().cpu().contiguous() for key, t in _keys(deltas).items()}
+        tensors = {key: t.detach().cpu().contiguous() for key, t in _keys(deltas, whole=True).items()}
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(_config(spec, deltas), indent=2) + "\n", encoding="utf-8")
         part.replace(folder)
@@ -83,7 +85,7 @@ def load(
     tensors = _read_tensors(folder)
     deltas = model.plan(name, spec)
     _check_reading(spec, deltas)
-    _drop_copies(tensors, {path: weight_of(model.bases()[path]) for path in deltas})
+    _drop_copies(tensors, {path: read_weight(model.bases()[path]) for path in deltas})
     wanted = _keys(deltas)
     _refuse("lacks", wanted.keys() - tensors.keys())
     _refuse("has foreign tensors:", tensors.keys() - wanted.keys())
@@ -100,14 +102,33 @@ def load(
     return model
 
 
-def _keys(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
-    """Each factor by its name in the file."""
+def _keys(deltas: Mapping[str, Delta], *, whole: bool = False) -> dict[str, Tensor]:
+    """Each factor by its name in the file: the live ones, or those of the ``whole`` delta."""
     keys: dict[str, Tensor] = {}
     for path, delta in deltas.items():
         form = "lora_embedding_{}" if isinstance(delta, EmbeddingDelta) else "lora_{}.weight"
-        keys[f"base_model.model.{path}.{form.format('A')}"] = delta.a
-        keys[f"base_model.model.{path}.{form.format('B')}"] = delta.b
+        a, b = delta.factors() if whole else (delta.a, delta.b)
+        keys[f"base_model.model.{path}.{form.format('A')}"] = a
+        keys[f"base_model.model.{path}.{form.format('B')}"] = b
+        if isinstance(delta, DoraDelta):
+            keys[f"base_model.model.{path}.lora_magnitude_vector"] = delta.m
     return keys
+
+
+def _plain(spec: LoraSpec, paths: Iterable[str]) -> LoraSpec:
+    """The plain LoRA of twice the rank that a residually initialised adapter is, with the same s at each path.
+
+    rsLoRA's s depends on the root of the rank, so its alphas are written out for alpha/r, by path where they differ.
+    """
+    if spec.init == "default":
+        return spec
+    ranks = {key: 2 * r for key, r in spec.rank_pattern.items()}
+    twice = replace(spec, init="default", r=2 * spec.r, rank_pattern=ranks)
+    if not spec.rslora:
+        return replace(twice, alpha=2 * spec.alpha, alpha_pattern={k: 2 * v for k, v in spec.alpha_pattern.items()})
+    each = {path: spec.at(path).scaling * 2 * spec.at(path).r for path in paths}
+    alphas = each if spec.rank_pattern or spec.alpha_pattern else {}
+    return replace(twice, rslora=False, alpha=spec.scaling * 2 * spec.r, alpha_pattern=alphas)
 
 
 def _config(spec: LoraSpec, deltas: Mapping[str, Delta]) -> dict[str, object]:
@@ -120,6 +141,7 @@ def _config(spec: LoraSpec, deltas: Mapping[str, Delta]) -> dict[str, object]:
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
         "use_rslora": spec.rslora,
+        "use_dora": spec.dora,
         "target_modules": list(spec.targets),
         "rank_pattern": dict(spec.rank_pattern),
         "alpha_pattern": dict(spec.alpha_pattern),
@@ -140,8 +162,9 @@ def _read_spec(folder: Path) -> LoraSpec:
         raise LoraError(f"{CONFIG} lacks {', '.join(lacking)}")
     targets, numbers = config["target_modules"], [config["lora_alpha"], config.get("lora_dropout", 0.0)]
     patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    if not isinstance(rslora := config.get("use_rslora", False), bool):
-        raise LoraError(f"use_rslora must be true or false, got {rslora!r}")
+    flags = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
+    if wrong := [f"{key}={value!r}" for key, value in flags.items() if not isinstance(value, bool)]:
+        raise LoraError(f"{wrong[0]} must be true or false")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise LoraError(f"target_modules must be a list of path suffixes, got {targets!r}")
     if not all(isinstance(pattern, dict) for pattern in patterns):
@@ -151,7 +174,8 @@ def _read_spec(folder: Path) -> LoraSpec:
     return LoraSpec(
         r=config["r"],
         alpha=config["lora_alpha"],
-        rslora=rslora,
+        rslora=flags["use_rslora"],
+        dora=flags["use_dora"],
         dropout=config.get("lora_dropout", 0.0),
         targets=tuple(targets),
         rank_pattern=patterns[0],

@@ -18,13 +18,22 @@ from reports.summary import (
     message,
     records_of,
     roots,
+    unexercised,
 )
 
 
 def render(runs: Sequence[Results]) -> str:
     """Text that came from a backend is escaped: it starts no tag, no link and no cell."""
     made, records = matrix(runs), records_of(runs)
-    parts = ["# LoRA conformance", _about(runs), _table(made), _legend(), *_failures(records), *_gaps(records)]
+    parts = [
+        "# LoRA conformance",
+        _about(runs),
+        _table(made),
+        _legend(),
+        *_failures(records),
+        *_gaps(records),
+        *_idle(runs),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,6 +102,11 @@ def _gaps(records: Sequence[Record]) -> list[str]:
             _row([markdown(record.backend), markdown(record.invariant), str(trials), markdown(record.reason), links])
         )
     return ["## Known gaps", "\n".join(rows)]
+
+
+def _idle(runs: Sequence[Results]) -> list[str]:
+    lines = [f"- {markdown(f'{name}: ' + ', '.join(features))}" for name, features in unexercised(runs).items()]
+    return ["## Declared, and exercised by no invariant in this run", "\n".join(lines)] if lines else []
 
 
 def _link(url: str) -> str:

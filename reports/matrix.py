@@ -24,6 +24,7 @@ from reports.summary import (
     records_of,
     red_count,
     roots,
+    unexercised,
 )
 
 _STYLES = {
@@ -44,7 +45,7 @@ def show(runs: Sequence[Results], console: Console) -> None:
     for table in _tables(made, console.width):
         console.print(table, "")
     console.print(_legend(made))
-    for text in (*_failures(records), *_gaps(records), _last_line(runs, made)):
+    for text in (*_failures(records), *_gaps(records), *_idle(runs), _last_line(runs, made)):
         console.print(text, soft_wrap=True)
 
 
@@ -130,6 +131,14 @@ def _gaps(records: Sequence[Record]) -> list[Text]:
         if record.upstream:
             parts.append(Text(f"  {inline(record.upstream)}", style="dim"))
     return [*parts, Text()]
+
+
+def _idle(runs: Sequence[Results]) -> list[Text]:
+    found = unexercised(runs)
+    if not found:
+        return []
+    lines = [Text(inline(f"{name} · {', '.join(features)}")) for name, features in found.items()]
+    return [_title("Declared, and exercised by no invariant in this run"), *lines, Text()]
 
 
 def _last_line(runs: Sequence[Results], made: Matrix) -> Text:

@@ -55,6 +55,7 @@ class Record:
     reproduce: str = ""
     traceback: str = ""
     after: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
 
     @property
     def red(self) -> bool:
@@ -73,6 +74,7 @@ class Results:
     digest: str
     invariants: tuple[Invariant, ...]
     backends: Mapping[str, str]  # name -> version, in the order in which they were asked for
+    claims: Mapping[str, tuple[str, ...]]  # name -> declared features
     profile: str
     seed: int
     models: tuple[str, ...]
@@ -179,6 +181,7 @@ def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]],
         digest=header["digest"],
         invariants=invariants,
         backends=named,
+        claims={b["name"]: tuple(b.get("features", ())) for b in header["backends"] if "name" in b},
         profile=header["profile"],
         seed=header["seed"],
         models=tuple(header["models"]),

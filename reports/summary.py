@@ -92,6 +92,16 @@ def cell(verdicts: Iterable[str]) -> Cell:
     return Cell(worst, counts[worst], counts.total())
 
 
+def unexercised(runs: Sequence[Results]) -> dict[str, list[str]]:
+    """Per backend, the features that it declares and no invariant made use of: claims without a verdict."""
+    used: dict[str, set[str]] = {}
+    for record in records_of(runs):
+        used.setdefault(record.backend, set()).update(record.features)
+    claims = {name: claimed for run in runs for name, claimed in run.claims.items()}
+    idle = {name: [one for one in claimed if one not in used.get(name, ())] for name, claimed in claims.items()}
+    return {name: features for name, features in idle.items() if features}
+
+
 def roots(records: Iterable[Record]) -> list[Root]:
     """In the order of the records, so that the basics come first."""
     red = [record for record in records if record.red]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.backends.reference import FEATURES
+from conformance.backends.reference import FEATURES, INIT
 from conformance.contract import Backend, Feature, Manifest, Weights
 from conformance.torch_arrays import torch_dtype
 from conformance.torch_layer import Root, TorchLayer
 from conformance.torch_model import TorchModelHandle
 from lora_ref import hooks, store
+from lora_ref.combine import combine, weighted
+from lora_ref.delta import Delta
 from lora_ref.spec import LoraSpec
 
 
@@ -34,6 +36,9 @@ class HookedLayer(TorchLayer):
         delta = layer.lora.delta(adapter)
         return delta.a, delta.b
 
+    def magnitude(self, layer: Any, adapter: str) -> nn.Parameter:
+        return layer.lora.delta(adapter).m  # type: ignore[no-any-return]
+
     def enable(self, root: Root, on: bool) -> None:  # noqa: FBT001
         root.layer.lora.enabled = on
 
@@ -45,6 +50,14 @@ class HookedLayer(TorchLayer):
 
     def set_scale(self, root: Root, factor: float, adapter: str) -> None:
         root.layer.lora.set_scale(adapter, factor)
+
+    def combine(self, root: Root, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        combine(root.layer, root.layer.lora, name, weighted(adapters, weights))
+
+    def initialise(self, root: Root) -> None:
+        for delta in root.modules():
+            if isinstance(delta, Delta):
+                delta.reset_parameters()
 
 
 class HookedHandle(TorchModelHandle):
@@ -95,6 +108,7 @@ backend = Backend(
         version=version("lora-conformance"),
         dtypes=("float32", "bfloat16", "float16"),
         features=FEATURES - {Feature.MERGE, Feature.UNMERGE, Feature.FUSED, Feature.UNEQUAL_PARTS},
+        init=INIT,
     ),
     layer=HookedLayer(),
     model=HookedModel(),

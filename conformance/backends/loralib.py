@@ -63,6 +63,28 @@ def _make(spec: LoraSpec, weights: Weights) -> Any:
 _SQUARE: dict[str, Any] = {"in_features": 3, "out_features": 3, "r": 2, "alpha": 4.0}
 GAPS = (
     Gap(
+        "copy-independent",
+        "never",
+        "without dropout a layer keeps a lambda in its place, which cannot be pickled",
+        case={**_SQUARE, "ranks": (3,), "alphas": (6.0,), "operations": ("write",), "pickled": True},
+        where={"pickled": (True,)},
+        raises="AttributeError",
+    ),
+    Gap(
+        "saved-tensor-budget",
+        "never",
+        "MergedLinear forms B·A in every forward, and keeps it for backward beside x",
+        case={
+            **_SQUARE,
+            "in_features": 16,
+            "out_features": 4,
+            "kind": "fused",
+            "parts": (2, 2),
+            "enabled": (True, False),
+        },
+        where={"kind": ("fused",)},
+    ),
+    Gap(
         "unmerge-restores-base",
         "never",
         "unmerging subtracts what merging added, so the base takes a random walk when the adapter changes in between",
@@ -104,6 +126,8 @@ backend = Backend(
                 Feature.BIAS,
                 Feature.DROPOUT,
                 Feature.INIT,
+                Feature.COPY,
+                Feature.SAVED_BYTES,
                 Feature.MERGE,
                 Feature.UNMERGE,
                 Feature.TRAIN_STEP,
@@ -112,6 +136,12 @@ backend = Backend(
         gaps=GAPS,
         fused_numerics=Numerics(order="weight"),
         zero_factor={"embedding": "a"},
+        init={
+            "linear": "kaiming_uniform_a5",
+            "transposed": "kaiming_uniform_a5",
+            "fused": "kaiming_uniform_a5",
+            "embedding": "normal",
+        },
         issues="https://github.com/microsoft/LoRA/issues",
         requires=("loralib",),
     ),

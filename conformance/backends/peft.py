@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from conformance.backends.peft_gaps import GAPS
-from conformance.contract import Backend, Feature, Manifest, Weights
-from conformance.torch_arrays import torch_dtype
+from conformance.contract import Array, Backend, Feature, Manifest, Weights
+from conformance.guards import given_back
+from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
 from conformance.torch_layer import Root, TorchLayer
 from conformance.torch_model import TorchModelHandle
 from lora_ref.spec import LoraSpec
@@ -26,6 +30,8 @@ def config(spec: LoraSpec, targets: list[str], *, fan_in_fan_out: bool = False) 
         r=spec.r,
         lora_alpha=spec.alpha,
         use_rslora=spec.rslora,
+        use_dora=spec.dora,
+        init_lora_weights=True if spec.init == "default" else spec.init,
         lora_dropout=spec.dropout,
         target_modules=targets,
         rank_pattern=dict(spec.rank_pattern),
@@ -49,7 +55,8 @@ class PeftLayer(TorchLayer):
         self._cast(root, adapter, dtype)
 
     def _cast(self, root: Root, adapter: str, dtype: torch.dtype) -> None:
-        for factor in self.factors(root.layer, adapter):
+        dora = adapter in root.layer.lora_magnitude_vector
+        for factor in (*self.factors(root.layer, adapter), *([self.magnitude(root.layer, adapter)] if dora else [])):
             factor.data = factor.data.to(dtype)
 
     def base(self, layer: nn.Module) -> nn.Module:
@@ -61,6 +68,9 @@ class PeftLayer(TorchLayer):
         if adapter in layer.lora_embedding_A:
             return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
         return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+
+    def magnitude(self, layer: Any, adapter: str) -> nn.Parameter:
+        return layer.lora_magnitude_vector[adapter].weight  # type: ignore[no-any-return]
 
     def merge(self, root: Root) -> None:
         _model(root).merge_adapter()
@@ -80,6 +90,10 @@ class PeftLayer(TorchLayer):
     def set_scale(self, root: Root, factor: float, adapter: str) -> None:
         root.layer.set_scale(adapter, factor)
 
+    def combine(self, root: Root, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        model: Any = _model(root).base_model
+        model.add_weighted_adapter([*adapters], [*weights], name, combination_type="cat")  # "cat" alone is exact
+
 
 def _config(root: Root, spec: LoraSpec) -> LoraConfig:
     return config(spec, ["layer"], fan_in_fan_out=isinstance(getattr(root.layer, "base_layer", root.layer), Conv1D))
@@ -97,6 +111,7 @@ class PeftHandle(TorchModelHandle):
     """A PeftModel; its paths carry a prefix, and its base weights a ``base_layer``, that the contract does not."""
 
     module: Any
+    first: dict[str, torch.Tensor] | None = None  # the adapter before training, where it started from the weight
 
     @property
     def prefix(self) -> str:
@@ -140,15 +155,49 @@ class PeftHandle(TorchModelHandle):
 class PeftModels:
     def attach(self, module: nn.Module, spec: LoraSpec) -> PeftHandle:
         # float32 adapters over a narrower base are PEFT's default; here A and B follow the base, as the case asks
-        return PeftHandle(get_peft_model(module, config(spec, list(spec.targets)), autocast_adapter_dtype=False))
+        handle = PeftHandle(get_peft_model(module, config(spec, list(spec.targets)), autocast_adapter_dtype=False))
+        if spec.init != "default":
+            handle.first = {key: value.clone() for key, value in get_peft_model_state_dict(handle.module).items()}
+        return handle
 
 
 class PeftStore:
     def dump(self, handle: Any, folder: Path) -> None:
-        handle.module.save_pretrained(folder)
+        if handle.first is None:
+            handle.module.save_pretrained(folder)
+            return
+        # as documented: the adapter as it was before training is given, and the difference is saved
+        with tempfile.TemporaryDirectory(prefix="lora-conformance-") as first:
+            handle.module.save_pretrained(first)
+            save_file(handle.first, Path(first) / "adapter_model.safetensors")
+            handle.module.save_pretrained(folder, path_initial_model_for_weight_conversion=first)
 
     def load(self, module: nn.Module, folder: Path) -> PeftHandle:
         return PeftHandle(PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False))
+
+
+class PeftBatch:
+    """``adapter_names`` of a forward; "__base__" is the base alone."""
+
+    def forward(
+        self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]], x: Array, index: Sequence[int]
+    ) -> Array:
+        named = {f"adapter{nth}": factors for nth, factors in enumerate(adapters)}
+        layer = PeftLayer()
+        root = Root(layer.base_module(weights))
+        for name, (a, b) in named.items():
+            own, dtype = replace(spec, r=a.shape[0]), torch_dtype(weights.adapter_dtype)
+            if name == "adapter0":
+                root.__dict__["peft"] = get_peft_model(root, _config(root, own), name, autocast_adapter_dtype=False)
+                layer._cast(root, name, dtype)  # noqa: SLF001 - its own
+            else:
+                layer.add(root, name, own, dtype)
+            with torch.no_grad():
+                for live, value in zip(layer.factors(root.layer, name), (a, b), strict=True):
+                    live.copy_(to_torch(value))
+        names = ["__base__" if nth == -1 else f"adapter{nth}" for nth in index]
+        with torch.no_grad():
+            return to_numpy(given_back(_model(root).eval()(to_torch(x), adapter_names=names)))
 
 
 backend = Backend(
@@ -166,6 +215,8 @@ backend = Backend(
                 Feature.MIXED_DTYPE,
                 Feature.RSLORA,
                 Feature.DROPOUT,
+                Feature.DORA,
+                Feature.RESIDUAL_INIT,
                 Feature.INIT,
                 Feature.MERGE,
                 Feature.UNMERGE,
@@ -173,6 +224,13 @@ backend = Backend(
                 Feature.MULTI_ADAPTER,
                 Feature.DELETE,
                 Feature.RUNTIME_SCALE,
+                Feature.COMBINE,
+                Feature.COPY,
+                Feature.SAVED_BYTES,
+                Feature.CHECKPOINT,
+                Feature.COMPILE,
+                Feature.AUTOCAST,
+                Feature.DISTRIBUTED,
                 Feature.TRAIN_STEP,
                 Feature.PATTERNS,
                 Feature.TIED,
@@ -181,11 +239,19 @@ backend = Backend(
         ),
         gaps=GAPS,
         grouped_factors="block",
+        dora_dropout="change",
         zero_factor={"embedding": "a"},
+        init={
+            "linear": "kaiming_uniform_a5",
+            "transposed": "kaiming_uniform_a5",
+            "conv": "kaiming_uniform_a5",
+            "embedding": "normal",
+        },
         issues="https://github.com/huggingface/peft/issues",
         requires=("peft", "transformers"),
     ),
     layer=PeftLayer(),
     model=PeftModels(),
     store=PeftStore(),
+    batch=PeftBatch(),
 )

@@ -14,8 +14,33 @@ _DILATIONS = tuple(d for n in (1, 2, 3) for d in product((1, 2), repeat=n) if 2 
 _POINTWISE = tuple((1, 1, k) for k in (1, 2, 3))
 _SILENT_LOADS = (Damage.EMPTY, Damage.MISSING, Damage.FOREIGN, Damage.PREFIX)
 _TRACKER = "https://github.com/huggingface/peft/issues/"
+_TWO = {**_SQUARE, "ranks": (4,), "alphas": (4.0,), "shares": (1.0, 1.0)}
 
 GAPS = (
+    Gap(
+        "active-set-additive",
+        "notyet",
+        "a combination of rsLoRA adapters is sqrt(r) times too strong: its alpha is r, and use_rslora stays on",
+        case={**_TWO, "r": 4, "alpha": 8.0, "rslora": True, "headroom": 3},
+        where={"rslora": (True,)},
+        upstream=_TRACKER + "3761",
+    ),
+    Gap(
+        "active-set-additive",
+        "notyet",
+        "a combination of several float32 adapters over a narrower base is stored in the base's dtype",
+        case={**_TWO, "in_features": 16, "out_features": 16, "tier": "bounded", "adapter_dtype": "float32"},
+        where={"adapter_dtype": ("float32",)},
+        dtypes=("bfloat16", "float16"),
+    ),
+    Gap(
+        "row-routing",
+        "notyet",
+        "in a mixed batch the delta of a float32 adapter is rounded to a narrower base's dtype before it is added",
+        case={**_SQUARE, "alpha": 3.0, "tier": "bounded", "adapter_dtype": "float32", "lead": (5,), "index": (0,) * 5},
+        where={"adapter_dtype": ("float32",)},
+        dtypes=("bfloat16", "float16"),
+    ),
     Gap(
         "base-geometry-parity",
         "notyet",
@@ -97,6 +122,14 @@ GAPS = (
         dtypes=("bfloat16", "float16"),
     ),
     Gap(
+        "autocast-parity",
+        "notyet",
+        "a merge within autocast forms the delta in the region's dtype: a float32 weight gets one rounded to bfloat16",
+        case={"r": 2, "alpha": 3.0, "operation": "merge"},
+        where={"operation": ("merge",)},
+        facets=(Facet.MODEL,),
+    ),
+    Gap(
         "merge-no-alias",
         "notyet",
         "merging an adapter of a tied output head changes the input embedding; a warning is all that says so",
@@ -118,5 +151,49 @@ GAPS = (
         case={"r": 2, "alpha": 1.0, "operation": Damage.EMPTY.value},
         where={"operation": tuple(kind.value for kind in _SILENT_LOADS)},
         upstream="https://github.com/huggingface/peft/pull/2118",
+    ),
+    Gap(
+        "dora-consistent",
+        "notyet",
+        "an output whose row of W + s·B·A is zero has norm 0, and m/norm is NaN or infinite",
+        case={**_SQUARE, "alpha": 3.0, "tier": "bounded", "dora": True, "zero_row": True},
+        where={"zero_row": (True,)},
+        upstream=_TRACKER + "3237",
+    ),
+    Gap(
+        "dora-consistent",
+        "notyet",
+        "DoRA scales by a factor of shape (1, out), so that an input without leading dimensions gives y (1, out)",
+        case={**_SQUARE, "alpha": 3.0, "tier": "bounded", "dora": True, "lead": ()},
+        where={"lead": ((),)},
+    ),
+    *(
+        Gap(
+            "residual-init-preserves",
+            "never",
+            f"PiSSA and OLoRA write W less their first B·A into the base, {what}",
+            case={**_SQUARE, "alpha": 3.0, "tier": "bounded", "init": "pissa", "operation": operation},
+            where={"operation": (operation,)},
+            upstream="https://github.com/huggingface/transformers/issues/34468",
+            facets=(Facet.LAYER,),
+        )
+        for operation, what in (("disable", "and disabling shows that"), ("switch", "which every other adapter sees"))
+    ),
+    Gap(
+        "residual-init-preserves",
+        "notimpl",
+        "a PiSSA or OLoRA adapter with rsLoRA and patterns cannot be saved as a plain one",
+        case={"r": 2, "alpha": 3.0, "rslora": True, "rank_pattern": (("dense", 3),), "init": "pissa"},
+        where={"rslora": (True,), "patterned": (True,)},
+        raises="ValueError",
+        facets=(Facet.STORE,),
+    ),
+    Gap(
+        "residual-init-preserves",
+        "notyet",
+        "OLoRA takes a Conv1D's weight (in, out) for (out, in): the start is not the base, or the shapes do not fit",
+        case={**_SQUARE, "alpha": 3.0, "tier": "bounded", "kind": "transposed", "init": "olora"},
+        where={"kind": ("transposed",), "init": ("olora",)},
+        facets=(Facet.LAYER,),
     ),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.contract import Backend, Feature, Manifest, Weights
-from conformance.torch_arrays import torch_dtype
+from conformance.contract import Array, Backend, Feature, Manifest, Weights
+from conformance.guards import given_back
+from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
 from conformance.torch_layer import Root, TorchLayer
 from conformance.torch_model import TorchModelHandle
-from lora_ref import model, store
+from lora_ref import model, routing, store
+from lora_ref.combine import combine, weighted
+from lora_ref.delta import Delta, read_weight
 from lora_ref.geometry import Fused
 from lora_ref.layers import LoraLayer
 from lora_ref.spec import LoraSpec
@@ -36,8 +40,11 @@ class ReferenceLayer(TorchLayer):
         delta = layer.adapters.delta(adapter)
         return delta.a, delta.b
 
+    def magnitude(self, layer: Any, adapter: str) -> nn.Parameter:
+        return layer.adapters.delta(adapter).m  # type: ignore[no-any-return]
+
     def weight(self, layer: Any) -> torch.Tensor:
-        return layer.merged_weight if layer.merged else layer.base.weight  # type: ignore[no-any-return]
+        return layer.merged_weight if layer.merged else read_weight(layer.base)
 
     def enable(self, root: Root, on: bool) -> None:  # noqa: FBT001
         root.layer.enable() if on else root.layer.disable()
@@ -50,6 +57,14 @@ class ReferenceLayer(TorchLayer):
 
     def set_scale(self, root: Root, factor: float, adapter: str) -> None:
         root.layer.set_scale(adapter, factor)
+
+    def combine(self, root: Root, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        combine(root.layer.base, root.layer.adapters, name, weighted(adapters, weights))
+
+    def initialise(self, root: Root) -> None:
+        for delta in root.modules():
+            if isinstance(delta, Delta):
+                delta.reset_parameters()
 
 
 class ReferenceHandle(TorchModelHandle):
@@ -104,9 +119,19 @@ class ReferenceStore:
         return ReferenceHandle(store.load(module, folder))
 
 
-LATER = {Feature.COMBINE, Feature.COPY, Feature.META, Feature.DORA, Feature.RESIDUAL_INIT, Feature.QUANTISED,
-         Feature.CHECKPOINT, Feature.COMPILE, Feature.AUTOCAST, Feature.DISTRIBUTED}  # fmt: skip
-FEATURES = frozenset(Feature) - LATER
+class ReferenceBatch:
+    def forward(
+        self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]], x: Array, index: Sequence[int]
+    ) -> Array:
+        w = to_torch(weights.w)
+        w = w.T if weights.geometry.transposed else w  # type: ignore[attr-defined]
+        bias = None if weights.bias is None else to_torch(weights.bias)
+        routed = [(to_torch(a), to_torch(b), replace(spec, r=a.shape[0]).scaling) for a, b in adapters]
+        return to_numpy(given_back(routing.forward(to_torch(x), w, bias, routed, index)))
+
+
+FEATURES = frozenset(Feature)
+INIT = dict.fromkeys(("linear", "transposed", "conv", "fused"), "kaiming_uniform_a5") | {"embedding": "normal"}
 
 backend = Backend(
     Manifest(
@@ -114,8 +139,10 @@ backend = Backend(
         version=version("lora-conformance"),
         dtypes=("float32", "bfloat16", "float16"),
         features=FEATURES,
+        init=INIT,
     ),
     layer=ReferenceLayer(),
     model=ReferenceModel(),
     store=ReferenceStore(),
+    batch=ReferenceBatch(),
 )

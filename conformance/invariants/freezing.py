@@ -45,10 +45,20 @@ def _(subject: Subject, case: Case) -> None:
 def _(subject: Subject, case: Case) -> None:
     """After every operation exactly the active adapters' factors are trainable.
 
-    Attach, add, switch, activate two, switch back, delete: the set is the declared one each time.
+    Attach, merge and unmerge, disable and enable, add, switch, activate two, switch back, delete: the set is the
+    declared one each time.
     """
     handle = subject.attach(case)
     _must_train(handle, "attach", "default")
+    if subject.has(Feature.UNMERGE) and case.kind != "conv":
+        handle.forward(case.arrays.x)  # a merge belongs to eval mode
+        handle.merge()
+        handle.unmerge()
+        _must_train(handle, "a merge and an unmerge", "default")
+    if subject.has(Feature.DISABLE):
+        handle.enable(False)  # noqa: FBT003 - the contract's only argument
+        handle.enable(True)  # noqa: FBT003 - likewise
+        _must_train(handle, "disabling and enabling", "default")
     if not subject.has(Feature.MULTI_ADAPTER) or case.kind == "fused":
         return
     other = case.sibling(1)

@@ -22,9 +22,14 @@ mode_lifecycle = invariant("mode-lifecycle", family="mode", after=("eval-determi
 _SEEDS = 24  # masks drawn for the frequency tests
 
 
-@eval_deterministic.on(Facet.LAYER, draws=Draw(kinds=("linear",), rows=True, dropout=(0.0, 0.5, 0.25)))
+@eval_deterministic.on(
+    Facet.LAYER, draws=Draw(kinds=("linear",), rows=True, small=True, dropout=(0.0, 0.5, 0.25), headroom=1)
+)
 def _(subject: Subject, case: Case) -> None:
-    """In eval mode nothing is random: no dropout, and two calls give the same bits, which are the closed form's."""
+    """In eval mode nothing is random and nothing is remembered: no dropout, and two calls give the same bits.
+
+    They are the closed form's, for another input on the same layer, and for new values of A and B, too.
+    """
     if case.dropout and not subject.has(Feature.DROPOUT):
         case = replace(case, dropout=0.0)
     handle = subject.attach(case)
@@ -32,6 +37,14 @@ def _(subject: Subject, case: Case) -> None:
     second = handle.forward(case.arrays.x, seed=2)
     subject.judge_output(case, first, case.oracle(subject.manifest).forward(case.arrays.x))
     subject.judge.same("y of a second call", second, first)
+    other, oracle = case.sibling(1), case.oracle(subject.manifest)
+    exact = case.tier == "exact"
+    y = handle.forward(other.arrays.x)
+    subject.judge("y of another input", y, oracle.forward(other.arrays.x), exact=exact)
+    handle.write(other.arrays.a, other.arrays.b)
+    changed = case.oracle_of(other.arrays.a, other.arrays.b, subject.manifest)
+    y = handle.forward(case.arrays.x)
+    subject.judge("y after new values of A and B", y, changed.forward(case.arrays.x), exact=exact)
 
 
 @eval_deterministic.on(Facet.OPERATOR, draws=Draw(kinds=("linear",), rows=True))
@@ -46,8 +59,8 @@ def _(subject: Subject, case: Case) -> None:
 @dropout_on_delta_only.on(
     Facet.LAYER,
     needs={Feature.DROPOUT},
-    cost=5,
-    draws=Draw(kinds=("linear", "transposed", "fused"), rows=True, small=True, dropout=(0.5,), rank=2),
+    cost=3,
+    draws=Draw(kinds=("linear", "transposed", "fused"), rows=True, small=True, dropout=(0.5, 0.75), rank=2),
 )
 def _(subject: Subject, case: Case) -> None:
     """In training mode dropout acts on A's input and nowhere else: y = x Wᵀ + bias + s ((m∘x) Aᵀ) Bᵀ.
@@ -77,13 +90,13 @@ def _kept_first_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tu
     return replayed_mask(subject, replace(case, in_features=1, kind="linear", parts=(), enabled=()), seed=seed) > 0
 
 
-@mode_lifecycle.on(Facet.LAYER, draws=Draw(kinds=("linear",), rows=True, small=True, dropout=(0.0, 0.5)))
+@mode_lifecycle.on(Facet.LAYER, draws=Draw(rows=True, small=True, dropout=(0.0, 0.5)))
 def _(subject: Subject, case: Case) -> None:
     """train() and eval() through the parent reach the layer each time; training while merged is refused or exact.
 
-    Whatever happens in between, eval gives the closed form, and training gives its gradients.
+    Whatever happens in between, eval gives the closed form, and training gives it with its gradients.
     """
-    if not subject.has(Feature.DROPOUT):
+    if not subject.has(Feature.DROPOUT) or case.kind == "conv":
         case = replace(case, dropout=0.0)
     handle = subject.attach(case)
     x, dy = case.arrays.x, case.arrays.dy
@@ -91,7 +104,10 @@ def _(subject: Subject, case: Case) -> None:
     mask = replayed_mask(subject, case, seed=case.seed) if case.dropout else None
     for _ in range(2):
         subject.judge_output(case, handle.forward(x), expected, quantity="y in eval mode")
-        judge_gradients(subject, case, handle.vjp(x, dy, train=True, seed=case.seed), mask)
+        trained = handle.vjp(x, dy, train=True, seed=case.seed)
+        training = case.oracle(subject.manifest).forward(x, mask)
+        subject.judge("y in training mode", trained.y, training, exact=case.tier == "exact")
+        judge_gradients(subject, case, trained, mask)
     if not subject.has(Feature.MERGE) or case.tier != "exact":
         return  # in the bounded tier the merged weight's own rounding would count as an error of training
     handle.forward(x)  # a merge belongs to eval mode

@@ -25,15 +25,15 @@ interop = invariant("interop", family="persist", after=("roundtrip",))
 _COST = 10
 
 
-@roundtrip.on(Facet.STORE, cost=_COST, draws=DrawModel(patterns=True))
+@roundtrip.on(Facet.STORE, cost=_COST // 2, draws=DrawModel(patterns=True))
 def _(subject: Subject, case: ModelCase) -> None:
     """Saved and loaded into a fresh base, an adapter gives the same output bit for bit, from the same A, B, r and s."""
     handle = subject.model.attach(case.loaded.fresh(), case.spec)
     case.fill(handle)
     inputs = case.loaded.inputs(case.seed)
-    with _folder() as folder:
-        subject.store.dump(handle, folder)
-        back = subject.store.load(case.loaded.fresh(), folder)
+    with folder() as saved:
+        subject.store.dump(handle, saved)
+        back = subject.store.load(case.loaded.fresh(), saved)
     _must_have_same_sites(back, handle)
     for path in handle.sites():
         for name, live, loaded in zip("AB", handle.factors(path), back.factors(path), strict=True):
@@ -46,7 +46,7 @@ def _(subject: Subject, case: ModelCase) -> None:
         subject.judge.same(f"output {nth} of the loaded model", to_numpy(loaded), to_numpy(live))
 
 
-@interop.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(patterns=True))
+@interop.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST // 2, draws=DrawModel(patterns=True))
 def _(subject: Subject, case: ModelCase) -> None:
     """Files in PEFT's layout mean the same here as there: written, they hold A, B and s; read, they give them.
 
@@ -56,20 +56,20 @@ def _(subject: Subject, case: ModelCase) -> None:
     handle = subject.model.attach(case.loaded.fresh(), case.spec)
     case.fill(handle)
     wanted = {path: tuple(to_numpy(factor) for factor in handle.factors(path)) for path in handle.sites()}
-    with _folder() as folder:
-        subject.store.dump(handle, folder)
-        written = read_adapter(folder)
+    with folder() as saved:
+        subject.store.dump(handle, saved)
+        written = read_adapter(saved)
     must(sorted(written.factors) == sorted(wanted), "modules in the file", ", ".join(sorted(wanted)),
          ", ".join(sorted(written.factors)))  # fmt: skip
     for path, factors in wanted.items():
-        for name, live, saved in zip("AB", factors, written.factors[path], strict=True):
-            subject.judge.same(f"{name} of {path} in the file", saved, live)
+        for name, live, stored in zip("AB", factors, written.factors[path], strict=True):
+            subject.judge.same(f"{name} of {path} in the file", stored, live)
         law = case.spec.at(path).scaling
         scaling = written.spec.at(path).scaling
         must(scaling == law, f"scaling of {path} by the file's config", law, scaling)
-    with _folder() as folder:
-        write_adapter(folder, case.spec, wanted)
-        back = subject.store.load(case.loaded.fresh(), folder)
+    with folder() as saved:
+        write_adapter(saved, case.spec, wanted)
+        back = subject.store.load(case.loaded.fresh(), saved)
     _must_have_same_sites(back, handle)
     for path, factors in wanted.items():
         for name, canonical, loaded in zip("AB", factors, back.factors(path), strict=True):
@@ -79,7 +79,7 @@ def _(subject: Subject, case: ModelCase) -> None:
         must(got == wanted_law, f"rank and scaling of {path} read from a canonical file", wanted_law, got)
 
 
-@load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST, draws=DrawModel(operations=tuple(Damage)))
+@load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST // 5, draws=DrawModel(operations=tuple(Damage)))
 def _(subject: Subject, case: ModelCase) -> None:
     """Every tensor of a file is applied, and every adapted module gets its own, or loading is refused.
 
@@ -89,11 +89,11 @@ def _(subject: Subject, case: ModelCase) -> None:
     handle = subject.model.attach(case.loaded.fresh(), case.spec)
     case.fill(handle)
     factors = {path: tuple(to_numpy(factor) for factor in handle.factors(path)) for path in handle.sites()}
-    with _folder() as folder:
-        write_adapter(folder, case.spec, factors)
-        damage(folder, Damage(case.operation))
+    with folder() as saved:
+        write_adapter(saved, case.spec, factors)
+        damage(saved, Damage(case.operation))
         try:
-            subject.store.load(case.loaded.fresh(), folder)
+            subject.store.load(case.loaded.fresh(), saved)
         except Exception:  # noqa: BLE001 - any exception is a refusal
             return
     must(condition=False, quantity=f"loading a file with {case.operation}", expected="a refusal", got="silence")
@@ -105,6 +105,6 @@ def _must_have_same_sites(back: ModelHandle, handle: ModelHandle) -> None:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="lora-conformance-") as name:
         yield Path(name) / "adapter"

@@ -89,7 +89,7 @@ def _(subject: Subject, case: ModelCase) -> None:
 
 @pattern_effective.on(
     Facet.MODEL,
-    cost=2,
+    cost=1,
     dtypes=("float32",),
     per_model=False,
     draws=DrawTargets(("stray target", "stray rank", "stray alpha", "stray second", "rank", "alpha")),
@@ -117,8 +117,8 @@ def _(subject: Subject, case: ModelCase) -> None:
             lambda: attach(Branches(case.seed), stray.spec), f"a {operation.split()[1]} key that matches nothing"
         )
     else:
-        key = case.targets[0]
-        patterned = _changed(case, **{f"{operation}_pattern": ((key, 5),)})
+        keys = case.targets[:-1] or case.targets
+        patterned = _changed(case, **{f"{operation}_pattern": tuple((key, 5) for key in keys)})
         handle = subject.model.attach(Branches(case.seed), patterned.spec)
         for path in handle.sites():
             _must_follow(handle, patterned, path)

@@ -35,7 +35,8 @@ class DrawTied(DrawModel):
         return super().pinned(subject, {**given, "targets": [_head(subject)]})
 
     def lacking(self, subject: Subject) -> str:
-        return "" if _head(subject) else f"{subject.on} ties no weights"
+        missing = super().lacking(subject)
+        return missing or ("" if _head(subject) else f"{subject.on} ties no weights")
 
 
 def _head(subject: Subject) -> str:

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor, nn
+
 from conformance.contract import Weights
-from conformance.mutants.mutant import ReferenceLayer, mutant
+from conformance.mutants.mutant import mutant
+from conformance.mutants.parts import ReferenceLayer
 from conformance.torch_layer import Root
+from lora_ref.delta import Delta, LinearDelta, weight_of
+from lora_ref.hooks import HookedModel, add_deltas
+from lora_ref.layers import Adapters
 from lora_ref.spec import LoraSpec
+
+
+@mutant("article-both-default-init", killed_by=["identity-at-init", "init-asymmetry"])
+class BothDefaultInit(Delta):
+    """A and B both start as nn.Linear's weights do, so that a fresh adapter already changes the output."""
+
+    def reset(self) -> None:
+        super().reset()
+        nn.init.kaiming_uniform_(self.b, a=5**0.5)
+
+
+@mutant("article-no-scaling", killed_by=["scaling-law"])
+class NoScaling(Delta):
+    """There is no alpha/r: the strength of the delta changes with the rank."""
+
+    @property
+    def scaling(self) -> float:
+        return self.factor
+
+
+@mutant("article-square-only", killed_by=["shape-general", "forward-oracle"])
+class SquareOnly(ReferenceLayer):
+    """B leads back to the input's size, so only layers with as many outputs as inputs can be adapted."""
+
+    def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
+        super().adapt(root, spec, weights)
+        for delta in root.modules():
+            if isinstance(delta, LinearDelta):
+                delta.b = nn.Parameter(delta.a.new_zeros(delta.a.shape[::-1]))
 
 
 @mutant("article-base-not-frozen", killed_by=["base-frozen"])
@@ -14,4 +51,21 @@ class BaseNotFrozen(ReferenceLayer):
 
     def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
         super().adapt(root, spec, weights)
-        root.layer.base.requires_grad_(requires_grad=True)
+        weight_of(root.layer.base).requires_grad = True
+
+
+def look_on_itself(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """The article's hook: what it looks for is an attribute of the parent."""
+    return add_deltas(module, args, kwargs, out) if hasattr(module, "q_proj_lora") else out
+
+
+@mutant("article-hook-wrong-module", killed_by=["hook-binding", "target-exact", "forward-oracle", "grad-oracle"])
+class HookOnWrongModule(HookedModel):
+    """The hook looks for the adapter on its own module, while it hangs on the parent: the delta is never added."""
+
+    def carry(self, paths: list[str]) -> dict[str, Adapters]:
+        adapters = super().carry(paths)
+        for module in self.hooked().values():
+            module.lora.handle.remove()  # type: ignore[union-attr, operator]
+            module.register_forward_hook(look_on_itself, with_kwargs=True)
+        return adapters

@@ -1,0 +1,1 @@
+"""What an implementation costs. Nothing is measured here yet."""

@@ -1,0 +1,307 @@
+"""Several adapters on one base: each is itself, whatever happens to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hypothesis.strategies import SearchStrategy
+
+from conformance.cases import Case, Kind
+from conformance.contract import Array, Facet, Feature, Handle, Tensor
+from conformance.invariant import invariant
+from conformance.several import DrawSeveral, Several
+from conformance.subject import Subject
+from conformance.violation import must
+from lora_ref.oracle import Oracle
+from lora_ref.rounding import Bounded
+
+adapter_isolation = invariant("adapter-isolation", family="adapters", after=("forward-oracle",))
+active_set_additive = invariant("active-set-additive", family="adapters", after=("adapter-isolation",))
+cache_fresh = invariant("cache-fresh", family="adapters", after=("forward-oracle", "grad-oracle"))
+
+# convolutions are merged where the delta itself is judged
+KINDS: tuple[Kind, ...] = ("linear", "transposed", "embedding", "conv")
+
+
+@adapter_isolation.on(
+    Facet.LAYER,
+    needs={Feature.MULTI_ADAPTER, Feature.DISABLE},
+    cost=2,
+    draws=DrawSeveral(kinds=KINDS, rows=True, small=True, headroom=3),
+)
+def _(subject: Subject, case: Case) -> None:
+    """Adding, writing, using, training, merging and deleting one adapter changes nothing of another, nor of the base.
+
+    The other one's output, its A and B and what is trainable of them keep their bits; with all adapters disabled the
+    output is the base layer's, bit for bit, before and after.
+    """
+    assert isinstance(case, Several)
+    handle = subject.attach(case)
+    before = _state(subject, case, handle, "default")
+    spec, a, b = case.adapters[1]
+    handle.add("second", spec, a, b)
+    kept, moved, nth = ("second", "default", 0) if case.swapped else ("default", "second", 1)
+    if case.swapped:
+        _must_be(subject, case, handle, "default", before, "adding another")
+        handle.activate("second")
+        before = _state(subject, case, handle, kept)
+    _must_be(subject, case, handle, kept, before, "adding another")
+
+    a, b = case.adapters[nth][1:]
+    handle.write(-a, -b, moved)
+    _must_be(subject, case, handle, kept, before, "writing to another")
+    handle.write(a, b, moved)
+    _use(subject, case, handle, moved, nth)
+    handle.activate(kept)
+    _must_be(subject, case, handle, kept, before, "using another")
+    if case.tier == "exact" and case.kind != "conv" and subject.has(Feature.MERGE) and subject.has(Feature.UNMERGE):
+        handle.activate(moved)
+        handle.merge()
+        handle.unmerge()
+        handle.activate(kept)
+        _must_be(subject, case, handle, kept, before, "merging and unmerging another")
+    if subject.has(Feature.TRAIN_STEP):
+        handle.activate(moved)
+        handle.step(case.arrays.x, case.arrays.dy, lr=0.01, weight_decay=0.1)
+        handle.activate(kept)
+        _must_be(subject, case, handle, kept, before, "training another")
+    if subject.has(Feature.DELETE):
+        handle.delete(moved)
+        _must_be(subject, case, handle, kept, before, "deleting another")
+
+
+_State = tuple[Array, dict[str, Tensor]]
+
+
+def _state(subject: Subject, case: Several, handle: Handle, adapter: str) -> _State:
+    """The output with only this adapter active, and the tensors that are its own or the base's."""
+    nth = 0 if adapter == "default" else 1
+    y = handle.forward(case.arrays.x)
+    oracle = case.oracle_at(nth, subject.manifest)
+    delta, exact = oracle.delta(case.arrays.x).value, case.tier == "exact"
+    expected = oracle.forward(case.arrays.x)
+    subject.judge(f"y with adapter {adapter}", y, expected, exact=exact, delta=delta, spec=case.adapters[nth][0])
+    own = {f"a:{adapter}", f"b:{adapter}", "weight", "bias"}
+    return y, {name: tensor for name, tensor in handle.tensors().items() if name in own}
+
+
+def _must_be(subject: Subject, case: Several, handle: Handle, adapter: str, state: _State, after: str) -> None:
+    y, tensors = state
+    now = handle.tensors()
+    for name, tensor in tensors.items():
+        must(name in now, f"{name} after {after}", "it is there", "it is gone")
+        subject.judge.same(f"{name} after {after}", now[name].value, tensor.value)
+        must(now[name].trainable == tensor.trainable, f"{name} asks for gradients after {after}", tensor.trainable,
+             now[name].trainable)  # fmt: skip
+    subject.judge.same(f"y with adapter {adapter} after {after}", handle.forward(case.arrays.x), y)
+    handle.enable(on=False)
+    base = case.oracle(subject.manifest).base_forward(case.arrays.x)
+    quantity = f"y with adapters disabled after {after}"
+    subject.judge(quantity, handle.forward(case.arrays.x), base, exact=case.tier == "exact")
+    handle.enable(on=True)
+    subject.judge.same(f"y with adapter {adapter} enabled again after {after}", handle.forward(case.arrays.x), y)
+
+
+def _use(subject: Subject, case: Several, handle: Handle, adapter: str, nth: int) -> None:
+    handle.activate(adapter)
+    expected = case.oracle_at(nth, subject.manifest).forward(case.arrays.x)
+    y = handle.forward(case.arrays.x)
+    subject.judge(f"y after switching to adapter {adapter}", y, expected, exact=case.tier == "exact")
+
+
+@active_set_additive.on(
+    Facet.LAYER,
+    needs={Feature.MULTI_ADAPTER},
+    cost=2,
+    draws=DrawSeveral(kinds=KINDS, rows=True, small=True, headroom=3, others=(1, 2)),
+)
+def _(subject: Subject, case: Case) -> None:
+    """Several active adapters add up: y = x Wᵀ + bias + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ, in forward, gradients and merged weight.
+
+    Each has its own rank, alpha and scaling. A combined adapter is the sum of its parts' deltas, each times its weight,
+    which may be negative; of one part with weight 1 it is that part, whatever its scaling law, up to the rounding of
+    its factors.
+    """
+    assert isinstance(case, Several)
+    handle, x, exact = subject.attach(case), case.arrays.x, case.tier == "exact"
+    names = ["default", *(f"other{nth}" for nth in range(len(case.ranks)))]
+    for name, (spec, a, b) in zip(names[1:], case.adapters[1:], strict=True):
+        handle.add(name, spec, a, b)
+    handle.activate(*names)
+    everything = dict.fromkeys(range(len(names)), 1.0)
+    expected = case.forward_of(subject.manifest, everything)
+    grads = handle.vjp(x, case.arrays.dy)
+    subject.judge("y of all active adapters", grads.y, expected, exact=exact)
+    own = case.oracle_at(0, subject.manifest).gradients(x, case.arrays.dy)
+    subject.judge("dA with all active", grads.da, own.a, exact=exact)
+    subject.judge("dB with all active", grads.db, own.b, exact=exact)
+    if own.x is not None and (exact or case.kind != "conv"):
+        subject.judge("dx with all active", grads.dx, _dx(subject, case, own.x), exact=exact)
+    if subject.has(Feature.COMBINE):
+        _judge_combinations(subject, case, handle, names)
+    if subject.has(Feature.MERGE) and case.kind != "conv":
+        handle.activate(*names)
+        handle.forward(x)
+        handle.merge()
+        merged = case.merged_of(subject.manifest, range(len(names)))
+        subject.judge("W' of all active adapters", handle.effective_weight(), merged, exact=exact)
+
+
+def _dx(subject: Subject, case: Several, own: Bounded) -> Bounded:
+    """The gradient of x: the base's and the first adapter's, and then each further one's."""
+    bare = replace(case, base_zero=True, bias=False)
+    base = case.oracle(subject.manifest).base
+    for nth in range(1, len(case.adapters)):
+        spec, a, b = case.adapters[nth]
+        oracle = bare.oracle_of(a, b, subject.manifest, spec=spec)
+        more = oracle.gradients(case.arrays.x, case.arrays.dy).x
+        assert more is not None
+        own = base.round(own + more)
+    return own
+
+
+def _judge_combinations(subject: Subject, case: Several, handle: Handle, names: list[str]) -> None:
+    x, exact = case.arrays.x, case.tier == "exact"
+    handle.combine("mix", names, case.shares)
+    handle.combine("alone", names[:1], [1.0])
+    handle.activate("mix")
+    combined = case.combined(subject.manifest)
+    shares = ", ".join(f"{share:g}" for share in case.shares)
+    y = handle.forward(x)
+    delta = combined.delta(x).value
+    subject.judge(f"y of a combination with weights {shares}", y, combined.forward(x), exact=exact, delta=delta)
+    handle.activate("alone")
+    alone = replace(case, ranks=(), alphas=(), shares=(1.0,)).combined(subject.manifest)
+    delta, spec = alone.delta(x).value, case.spec
+    y = handle.forward(x)
+    subject.judge("y of a combination of one", y, alone.forward(x), exact=False, delta=delta, spec=spec)
+    handle.activate(names[0])
+    expected = case.oracle_at(0, subject.manifest).forward(x)
+    subject.judge("y of the first part afterwards", handle.forward(x), expected, exact=exact)
+
+
+_NEEDS: dict[str, Feature | None] = {
+    "write a": None,
+    "write b": None,
+    "other input": None,
+    "train mode": None,
+    "load": Feature.TRAIN_STEP,
+    "rescale": Feature.RUNTIME_SCALE,
+    "same name": Feature.DELETE,
+    "merge": Feature.UNMERGE,
+    "disable": Feature.DISABLE,
+}
+
+
+@dataclass(frozen=True)
+class _DrawLife(DrawSeveral):
+    """Convolutions in the exact tier only: how they accumulate the gradient of x in narrow dtypes is torch's affair."""
+
+    def __call__(self, subject: Subject) -> SearchStrategy[Case]:
+        return super().__call__(subject).filter(lambda case: case.kind != "conv" or case.tier == "exact")
+
+
+@cache_fresh.on(
+    Facet.LAYER,
+    cost=2,
+    draws=_DrawLife(kinds=KINDS, rows=True, small=True, headroom=3, steps=tuple(_NEEDS), others=(1, 1)),
+)
+def _(subject: Subject, case: Case) -> None:
+    """Nothing that was computed before outlives what it was computed from: each call sees A, B, s and x as they are.
+
+    Between calls in eval and training mode: A and B are written in place; replaced by a loaded state; rescaled; merged,
+    unmerged and changed; deleted and added anew under the same name with another rank; x is another one.
+    """
+    assert isinstance(case, Several)
+    life = _Life(subject, case)
+    life.judge("at first")
+    for operation in case.operations:
+        need = _NEEDS[operation]
+        if need is None or subject.has(need):
+            life.apply(operation)
+            life.judge(f"after {operation}")
+
+
+class _Life:
+    """A handle, and what its adapter must be by now: ``nth`` of the case's, with these signs, times ``factor``."""
+
+    def __init__(self, subject: Subject, case: Several) -> None:
+        self.subject, self.case, self.handle = subject, case, subject.attach(case)
+        self.name, self.nth, self.signs, self.factor, self.x = "default", 0, (1, 1), 1.0, case.arrays.x
+
+    def values(self) -> tuple[Array, Array]:
+        _, a, b = self.case.adapters[self.nth]
+        return a if self.signs[0] > 0 else -a, b if self.signs[1] > 0 else -b
+
+    def apply(self, operation: str) -> None:
+        handle, case = self.handle, self.case
+        if operation in {"write a", "write b", "load"}:
+            self.signs = (-self.signs[0], self.signs[1]) if operation == "write a" else (self.signs[0], -self.signs[1])
+            change = handle.load if operation == "load" else handle.write
+            change(*self.values(), self.name)
+        elif operation == "rescale":
+            self.factor = 0.5 if self.factor == 1.0 else 1.0
+            handle.set_scale(self.factor, self.name)
+        elif operation == "other input":
+            self.x = -self.x if case.geometry.differentiable else (self.x + 1) % case.in_features
+        elif operation == "train mode":
+            self._judge_vjp("in training mode", train=True)
+        elif operation == "disable":
+            handle.enable(on=False)
+            base = case.oracle(self.subject.manifest).base_forward(self.x)
+            self.subject.judge("y while disabled", handle.forward(self.x), base, exact=case.tier == "exact")
+            handle.enable(on=True)
+        elif operation == "merge":
+            self._merge()
+        elif self.subject.has(Feature.MULTI_ADAPTER):
+            self._replace()
+
+    def _merge(self) -> None:
+        """Merged, the sum of base and delta is one weight, whose rounding has a bound of its own."""
+        if self.case.tier == "bounded" or self.case.kind == "conv":
+            return
+        for when in ("while merged", "while merged again, with another B"):
+            self.handle.forward(self.x)
+            self.handle.merge()
+            expected = self._oracle().merged_forward(self.x)
+            self.subject.judge(f"y {when}", self.handle.forward(self.x), expected, exact=True)
+            self.handle.unmerge()
+            self.apply("write b")
+
+    def _replace(self) -> None:
+        """An adapter gives way to another one of the same name."""
+        if self.name == "default":
+            self._add()
+            self.judge("of a second adapter")
+        self.handle.activate("default")
+        self.handle.delete("second")
+        self._add()
+
+    def _add(self) -> None:
+        self.name, self.nth, self.signs, self.factor = "second", 1 - self.nth, (1, 1), 1.0
+        self.handle.add(self.name, *self.case.adapters[self.nth])
+        self.handle.activate(self.name)
+
+    def _oracle(self) -> Oracle:
+        spec, manifest = self.case.adapters[self.nth][0], self.subject.manifest
+        return self.case.oracle_of(*self.values(), manifest, factor=self.factor, spec=spec)
+
+    def judge(self, when: str) -> None:
+        oracle, x = self._oracle(), self.x
+        delta, spec = oracle.delta(x).value, self.case.adapters[self.nth][0]
+        exact = self.case.tier == "exact"
+        y = self.handle.forward(x)
+        self.subject.judge(f"y {when}", y, oracle.forward(x), exact=exact, delta=delta, spec=spec)
+        self._judge_vjp(when, train=False)
+
+    def _judge_vjp(self, when: str, *, train: bool) -> None:
+        """The handle tells the gradients of the adapter "default"; the output, and dx, of any."""
+        exact, judge = self.case.tier == "exact", self.subject.judge
+        grads = self.handle.vjp(self.x, self.case.arrays.dy, train=train)
+        judge(f"y with its graph {when}", grads.y, self._oracle().forward(self.x), exact=exact)
+        expected = self._oracle().gradients(self.x, self.case.arrays.dy)
+        if expected.x is not None:
+            judge(f"dx {when}", grads.dx, expected.x, exact=exact)
+        if self.name == "default":
+            judge(f"dA {when}", grads.da, expected.a, exact=exact)
+            judge(f"dB {when}", grads.db, expected.b, exact=exact)
