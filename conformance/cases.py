@@ -180,7 +180,8 @@ class Case:
         """m (out,): the norm that it starts from, moved as far as training may; of either sign."""
         norm = DoraOracle(self.geometry, self.spec, w, None, a, b, m=None).norm.value[0]
         moved = rng.uniform(0.5, 1.5, norm.shape) * rng.choice([-1, 1], norm.shape, p=[0.2, 0.8])
-        return (moved * np.where(norm > 0, norm, 1)).astype(dtype_of(self.adapter))
+        m: Array = (moved * np.where(norm > 0, norm, 1)).astype(dtype_of(self.adapter))
+        return m
 
     def weights(self, *, factors: bool = True) -> Weights:
         """Arrays for a backend; without ``factors`` it makes its own A and B."""
@@ -214,11 +215,11 @@ class Case:
         dtypes = {"base_dtype": self.dtype, "adapter_dtype": self.adapter}
         numerics: Numerics = fused or manifest.numerics
         spec, w, bias = spec or self.spec, self.base_weight, self.arrays.bias
-        layer = (self.geometry, spec, w, bias, a, b)
+        layer: Any = (self.geometry, spec, w, bias, a, b)
+        rounding: Any = {**dtypes, "numerics": numerics, "factor": factor}
         if spec.dora:
-            dropped = manifest.dora_dropout
-            return DoraOracle(*layer, m=m, dora_dropout=dropped, **dtypes, numerics=numerics, factor=factor)
-        return Oracle(*layer, **dtypes, numerics=numerics, factor=factor)
+            return DoraOracle(*layer, m=m, dora_dropout=manifest.dora_dropout, **rounding)
+        return Oracle(*layer, **rounding)
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ class TorchHandle:
 
     def copy(self, *, pickled: bool) -> TorchHandle:
         twin = copy.copy(self)
-        twin.root, twin.adapters = self.kind.copy(self.root, pickled=pickled), [*self.adapters]
+        twin.root = self.kind.copy(self.root, pickled=pickled)
+        twin.adapters, twin.dora = [*self.adapters], {*self.dora}
         twin.optimiser = twin.compiled = None
         return twin
 

@@ -52,4 +52,4 @@ class TorchModelHandle(ABC):
 
     def copy(self, *, pickled: bool) -> Self:
         """The handle and all that it holds, each thing once: the module is copied as a user copies it."""
-        return pickle.loads(pickle.dumps(self)) if pickled else copy.deepcopy(self)  # type: ignore[no-any-return] # noqa: S301
+        return pickle.loads(pickle.dumps(self)) if pickled else copy.deepcopy(self)  # noqa: S301

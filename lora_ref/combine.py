@@ -22,8 +22,7 @@ def combine(base: nn.Module, adapters: Adapters, name: str, parts: Mapping[str, 
     """Add the adapter ``name`` to those of ``base``: Σ weight · delta over ``parts``, as they are now; not yet active.
 
     Raises:
-        LoraError: no parts, an unknown one, a name that is taken, a fused projection, DoRA, factors taken from W.
-            Nothing is changed then.
+        LoraError: no parts, an unknown one, a name that is taken, a fused projection, DoRA. Nothing is changed then.
     """
     new, r = _combined(base, adapters, name, parts)
     adapters.put(name, new, LoraSpec(r=r, alpha=float(r)), trainable=True)
@@ -37,8 +36,6 @@ def _combined(base: nn.Module, adapters: Adapters, name: str, parts: Mapping[str
     deltas = [adapters.delta(part) for part in parts]
     if any(isinstance(delta, FusedDelta) for delta in deltas):
         raise LoraError("the parts of a fused projection cannot be combined yet; combine adapters of plain ones")
-    if any(delta.spec.dora or delta.spec.init != "default" for delta in deltas):
-        raise LoraError("DoRA, and factors taken from W, change more than s·B·A says: such adapters do not add up")
     if any(delta.reads_base for delta in deltas):
         raise LoraError("DoRA scales W itself, so that a sum of such deltas is no product of two factors")
     r = sum(delta.factors()[0].shape[0] for delta in deltas)

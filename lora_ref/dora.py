@@ -5,9 +5,9 @@
     dm = Σ_rows dy (x Wᵀ + s (x Aᵀ) Bᵀ) / n      dA, dB, dx: as without DoRA, with c dy in place of dy
 
 Source: "DoRA" (Liu et al., 2024, arXiv:2402.09353), equation 5; n is a constant for autograd (section 4.3), so that A
-and B get no gradient through it. m (out,) starts as n, and a fresh adapter is the base. The norm has one number for each
-output, taken over its inputs, whichever way W is stored: PEFT's reading of the paper's "norm of each column". The bias
-is not scaled.
+and B get no gradient through it. m (out,) starts as n, and a fresh adapter is the base. The norm has one number for
+each output, taken over its inputs, whichever way W is stored: PEFT's reading of the paper's "norm of each column". The
+bias is not scaled.
 
 Two things that the paper leaves open. A row with n = 0 has no direction: y is the bias there whatever c is, so c is any
 finite number, dm is 0, and only dB depends on the choice. Dropout acts on A's input ("delta"), or on the input of all
@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lora_ref.geometry import Array, Linear
 from lora_ref.oracle import Gradients, Oracle
@@ -50,9 +50,9 @@ class DoraOracle(Oracle):
         return self.narrow.norm(super()._merged_matrix(narrow=True)).T
 
     @cached_property
-    def undefined(self) -> Array:
+    def undefined(self) -> NDArray[np.bool_]:
         """The outputs (1, N) whose row of V is zero."""
-        return self.norm.value == 0
+        return np.equal(self.norm.value, 0)
 
     @cached_property
     def factor(self) -> Bounded:
@@ -118,7 +118,7 @@ class DoraOracle(Oracle):
         return self._as_weight(self._merged_matrix(narrow=narrow) - self.w)
 
     def restored_weight(self) -> Bounded:
-        """W after a merge and an unmerge by (W' / c) - s·B·A, each step rounded to W's dtype, with c and B·A as before."""
+        """W after a merge and an unmerge by (W' / c) - s·B·A, each step rounded to W's dtype, c and B·A as before."""
         rounded, size = self.base.round, np.abs(self.w.value)
         c = np.abs(self.factor.value.T)  # (N, 1)
         v = rounded(exact(size + self._delta_matrix(narrow=True).magnitude))

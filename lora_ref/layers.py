@@ -219,9 +219,10 @@ class LoraLayer(nn.Module):
         weight = self._finite_weight(names)
         plain: nn.Module
         if is_quantised(self.base):
-            plain = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
-            bias = None if self.bias is None else self.bias.detach().clone()
-            plain.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            out, in_ = weight.shape
+            plain = nn.Linear(in_, out, bias=False, device="meta")
+            if self.bias is not None:
+                plain.register_parameter("bias", nn.Parameter(self.bias.detach().clone(), requires_grad=False))
         else:
             plain = copy.deepcopy(self.base)
         plain.weight = nn.Parameter(weight.clone(), requires_grad=False)

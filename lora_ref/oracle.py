@@ -75,6 +75,7 @@ class Oracle:
         self.geometry = geometry
         self.numerics = numerics or Numerics()
         self.scaling = spec.scaling * factor
+        self.s = _held_in_float32(self.scaling)
         self.base = Arithmetic(base_dtype, self.numerics.accumulate)
         self.adapter = Arithmetic(adapter_dtype, self.numerics.accumulate)
         self.wide = Arithmetic("float32", self.numerics.accumulate)
@@ -132,20 +133,20 @@ class Oracle:
         """The adapter's share of dx, then dA and dB, for the gradient d_y (M, N) of what the adapter adds."""
         rows = self._adapter_rows(x, mask)  # (M, K)
         a_array, b_array = self.geometry.a_array, self.geometry.b_array
-        dot, rounded, s = self.adapter.dot, self.adapter.round, self.scaling
+        dot, rounded, s = self.adapter.dot, self.adapter.round, self.s
         parts = max(1, len(x)) if self.geometry.per_sample else 1
         if self.numerics.order == "weight":
-            d_delta = rounded(d_y.times(s))  # (M, N)
+            d_delta = rounded(d_y * s)  # (M, N)
             d_weight = dot(d_delta.T, rows)  # (N, K)
             db = dot(d_weight, self.a.T, fold=b_array, parts=parts)
             da = dot(self.b.T, d_weight, fold=a_array, parts=parts)
             d_rows, right = d_delta, dot(self.b, self.a)  # (M, N), (N, K)
         elif self.numerics.scale == "hidden":
-            db = dot(d_y.T, rounded(self._hidden(rows).times(s)), fold=b_array, parts=parts)
-            d_rows, right = rounded(dot(d_y, self.b).times(s)), self.a  # (M, R), (R, K)
+            db = dot(d_y.T, rounded(self._hidden(rows) * s), fold=b_array, parts=parts)
+            d_rows, right = rounded(dot(d_y, self.b) * s), self.a  # (M, R), (R, K)
             da = dot(d_rows.T, rows, fold=a_array, parts=parts)
         else:
-            d_delta = rounded(d_y.times(s))  # (M, N)
+            d_delta = rounded(d_y * s)  # (M, N)
             db = dot(d_delta.T, self._hidden(rows), fold=b_array, parts=parts)
             d_rows, right = dot(d_delta, self.b), self.a  # (M, R), (R, K)
             da = dot(d_rows.T, rows, fold=a_array, parts=parts)
@@ -168,13 +169,13 @@ class Oracle:
         return self.adapter.dot(rows, self.a.T)  # (M, R)
 
     def _delta_rows(self, x: Array, mask: Array | None) -> Bounded:
-        rows, s = self._adapter_rows(x, mask), self.scaling  # (M, K)
+        rows, s = self._adapter_rows(x, mask), self.s  # (M, K)
         dot, rounded = self.adapter.dot, self.adapter.round
         if self.numerics.order == "weight":
-            return rounded(dot(rows, dot(self.b, self.a).T).times(s))  # (M, N)
+            return rounded(dot(rows, dot(self.b, self.a).T) * s)  # (M, N)
         if self.numerics.scale == "hidden":
-            return dot(rounded(self._hidden(rows).times(s)), self.b.T)  # (M, N)
-        return rounded(dot(self._hidden(rows), self.b.T).times(s))  # (M, N)
+            return dot(rounded(self._hidden(rows) * s), self.b.T)  # (M, N)
+        return rounded(dot(self._hidden(rows), self.b.T) * s)  # (M, N)
 
     def _base_rows(self, x: Array, w: Bounded | None = None) -> Bounded:
         product = self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T)  # (M, N)
@@ -183,7 +184,7 @@ class Oracle:
 
     def _delta_matrix(self, *, narrow: bool) -> Bounded:
         arithmetic = self.narrow if narrow else self.wide
-        return arithmetic.round(arithmetic.dot(self.b, self.a).times(self.scaling))  # (N, K)
+        return arithmetic.round(arithmetic.dot(self.b, self.a) * self.s)  # (N, K)
 
     def _merged_matrix(self, *, narrow: bool) -> Bounded:
         return self.base.round(self.w + self._delta_matrix(narrow=narrow))  # (N, K)
@@ -201,3 +202,8 @@ def _float64(array: ArrayLike) -> NDArray[np.float64]:
 
 def _moved(move: Callable[[Array], Array], x: Bounded) -> Bounded:
     return Bounded(move(x.value), move(x.bound))
+
+
+def _held_in_float32(value: float) -> Bounded:
+    """A scalar that is multiplied with float32 values becomes one itself."""
+    return Bounded(np.asarray(value), np.asarray(abs(value - float(np.float32(value)))))

@@ -46,7 +46,7 @@ class ResidualOracle(Oracle):
             self._branch_gradients(x64, d_y, mask)[0],
         ]
         # the three shares of dx are added up in any order: no partial sum is larger than all of them together
-        together = Bounded(sum(s.magnitude for s in shares), sum(s.bound for s in shares))
+        together = Bounded(np.sum([s.magnitude for s in shares], axis=0), np.sum([s.bound for s in shares], axis=0))
         beside = self.base.round(self.base.round(together)).bound
         assert whole.x is not None
         return Gradients(whole.x.either(Bounded(whole.x.value, beside)), whole.a, whole.b)
@@ -62,8 +62,8 @@ def departures(init: str, w: Array, a0: Array, b0: Array, s: float, dtype: str) 
     """What tells how far s·B₀·A₀ is from what ``init`` asks for: name -> (found, expected). W (out, in).
 
     "pissa": ‖W - s B₀ A₀‖₂ is the next singular value of W, which no matrix of rank r goes below (Eckart and Young,
-    1936). "olora": B₀ has orthonormal columns, and what B₀ A₀ leaves of W is zero in the first r columns and orthogonal
-    to B₀ elsewhere, which only Q R cut to rank r does.
+    1936), and what is left is orthogonal to B₀ and to A₀, as of singular vectors. "olora": B₀ has orthonormal columns,
+    and what B₀ A₀ leaves of W is zero in the first r columns and orthogonal to B₀, which only Q R cut to rank r does.
 
     The decompositions are those of W + E. With k = min(out, in) reflections from either side, each of which rounds
     every element that it touches at most once for each of its own, ‖E‖ <= k (out + in) u ‖W‖ in the Frobenius norm
@@ -75,9 +75,13 @@ def departures(init: str, w: Array, a0: Array, b0: Array, s: float, dtype: str) 
     unit = min(w.shape) * sum(w.shape) * u
     stored = 6 * u * s * float(np.linalg.norm(np.abs(b0) @ np.abs(a0)))
     if init == "pissa":
-        left = float(np.linalg.norm(w - s * b0 @ a0, 2))
+        rest, error = w - s * b0 @ a0, 4 * unit * size + stored
         following = np.append(np.linalg.svd(w, compute_uv=False), 0.0)[r]
-        return {"‖W - s B₀ A₀‖₂": (left, _bounded(following, 4 * unit * size + stored))}
+        return {
+            "‖W - s B₀ A₀‖₂": (float(np.linalg.norm(rest, 2)), _bounded(following, error)),
+            "‖B₀ᵀ (W - s B₀ A₀)‖": (float(np.linalg.norm(b0.T @ rest)), _bounded(0.0, error * np.linalg.norm(b0))),
+            "‖(W - s B₀ A₀) A₀ᵀ‖": (float(np.linalg.norm(rest @ a0.T)), _bounded(0.0, error * np.linalg.norm(a0))),
+        }
     rest, stored = w - b0 @ a0, stored / s
     return {
         "‖B₀ᵀ B₀ - 1‖": (float(np.linalg.norm(b0.T @ b0 - np.eye(r))), _bounded(0.0, 2 * unit * r**0.5)),
@@ -86,5 +90,5 @@ def departures(init: str, w: Array, a0: Array, b0: Array, s: float, dtype: str) 
     }
 
 
-def _bounded(value: float, bound: float) -> Bounded:
+def _bounded(value: float, bound: Any) -> Bounded:
     return Bounded(np.array([value]), np.array([bound]))

@@ -99,10 +99,10 @@ class Arithmetic:
     def dot(self, p: Bounded, q: Bounded, *, fold: Fold | None = None, parts: int = 1) -> Bounded:
         """p (m, n) @ q (n, k), accumulated, then rounded to the storage dtype where that is narrower.
 
-        Terms that are exactly zero are not counted: they round nothing. ``fold`` moves elements of the product, and adds
-        up those that meet, as a convolution's input gradient does over the taps of its kernel; torch may store them
-        first and add them in the storage dtype. ``parts`` is into how many stored partial sums the product may be split,
-        as a convolution's weight gradient is over the samples of a batch.
+        Terms that are exactly zero are not counted: they round nothing. ``fold`` moves elements of the product, and
+        adds up those that meet, as a convolution's input gradient does over the taps of its kernel; torch may store
+        them first and add them in the storage dtype. ``parts`` is into how many stored partial sums the product may be
+        split, as a convolution's weight gradient is over the samples of a batch.
         """
         terms = (p.magnitude != 0).astype(np.float64) @ (q.magnitude != 0).astype(np.float64)
         with np.errstate(invalid="ignore"):  # 0 times a bound that is infinite: the result then has no bound either

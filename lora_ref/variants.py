@@ -111,7 +111,8 @@ class DoraDelta(VariantDelta):
         """‖W + s·B·A‖ (out,), a constant for autograd."""
         with torch.no_grad():
             delta = super().weight()
-            return torch.linalg.vector_norm(self.matrix() + (delta.T if self.transposed else delta), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(self.matrix() + (delta.T if self.transposed else delta), dim=1)
+            return norm
 
     def magnitude_factor(self) -> Tensor:
         """c (out,), in float32 or wider."""
@@ -126,4 +127,5 @@ class DoraDelta(VariantDelta):
     def change(self, x: Tensor, out: Tensor) -> Tensor:
         c, bias = self.magnitude_factor(), self.base.bias
         scaled = out.to(c.dtype) if bias is None else out.to(c.dtype) - bias  # type: ignore[operator]
-        return (c - 1) * scaled + c * self(x)  # (..., out)
+        y: Tensor = (c - 1) * scaled + c * self(x)  # (..., out)
+        return y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,9 @@ def _(subject: Subject, case: Case) -> None:
 def _prepared(subject: Subject, case: Copied) -> Handle:
     handle = subject.attach(case)
     if subject.has(Feature.MULTI_ADAPTER):
-        handle.add("second", *case.adapters[1])
+        spec, a, b = case.adapters[1]
+        law = not spec.rslora and subject.has(Feature.RSLORA)  # the other scaling law than that of the first
+        handle.add("second", replace(spec, rslora=law), a, b)
         handle.activate(*(("second",) if case.swapped else ("default", "second")))
     if subject.has(Feature.RUNTIME_SCALE):
         handle.set_scale(2.0)

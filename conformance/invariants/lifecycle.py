@@ -25,6 +25,7 @@ any_order = invariant(
 )
 
 _ADAPTERS = ("default", "second", "third")
+_ABOUT_ONE = {"write", "scale", "add", "switch", "delete"}
 _FACTORS = (2.0, 0.5, 1.0)
 _NEEDS: dict[str, tuple[Feature, ...]] = {
     "write": (),
@@ -54,8 +55,10 @@ class Life(Case):
 class DrawLife(Draw):
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
         able = [name for name, needs in _NEEDS.items() if all(subject.has(need) for need in needs)]
-        step = st.builds("{}:{}".format, st.sampled_from(able), st.integers(0, 2))
-        return st.builds(_with, super().__call__(subject), st.lists(step, min_size=1, max_size=12).map(tuple))
+        often = [name for name in ("add", "switch", "scale", "delete", "merge", "unmerge") if name in able]
+        step = st.builds("{}:{}".format, st.sampled_from(able + often), st.integers(0, 2))
+        short, long = st.lists(step, min_size=1, max_size=8), st.lists(step, min_size=12, max_size=24)
+        return st.builds(_with, super().__call__(subject), (short | long).map(tuple))
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Life.from_fields(given)
@@ -117,30 +120,32 @@ def _(subject: Subject, case: Case) -> None:
     walk, done = Walk(subject, subject.attach(case), state), list[str]()
     for step in case.steps:
         name, _, number = step.partition(":")
-        if not _possible(name, int(number), state):
+        adapter = _target(name, int(number), state)
+        if not adapter or not _possible(name, state):
             continue
-        done.append(name)
-        walk.take(name, int(number))
+        done.append(f"{name} {adapter}" if name in _ABOUT_ONE else name)
+        walk.take(name, adapter)
         _judge_output(walk, " > ".join(done))
     if subject.has(Feature.UNMERGE):
         _judge_weight(walk)
 
 
-def _possible(name: str, number: int, state: State) -> bool:
+def _target(name: str, number: int, state: State) -> str:
+    """The adapter that a step is about, "" where there is none to choose from."""
+    choices = list(state.factors)
+    if name == "add":
+        choices = [adapter for adapter in _ADAPTERS if adapter not in choices][:1]
+    if name == "delete":
+        choices = [adapter for adapter in choices if adapter not in state.active]
+    return choices[number % len(choices)] if choices else ""
+
+
+def _possible(name: str, state: State) -> bool:
     """Whether the step means something now; changes to a merged adapter are judged by merge-state-honest."""
-    target = _ADAPTERS[number]
     if name in {"write", "scale", "train"} and state.merged:
         return False
-    return {
-        "add": target not in state.factors,
-        "switch": target in state.factors,
-        "delete": target in state.factors and target not in state.active,
-        "scale": target in state.factors,
-        "write": target in state.factors,
-        "train": state.enabled,
-        "merge": state.enabled and not state.merged,
-        "unmerge": bool(state.merged),
-    }.get(name, True)
+    wanted = {"train": state.enabled, "merge": state.enabled and not state.merged, "unmerge": bool(state.merged)}
+    return wanted.get(name, True)
 
 
 @dataclass
@@ -151,10 +156,10 @@ class Walk:
     handle: Handle
     state: State
 
-    def take(self, name: str, number: int) -> None:
+    def take(self, name: str, adapter: str) -> None:
         """A refusal by a merged layer changes nothing; by any other it is an error."""
         try:
-            getattr(self, name)(_ADAPTERS[number])
+            getattr(self, name)(adapter)
         except Exception:
             if not self.state.merged:
                 raise
@@ -169,8 +174,8 @@ class Walk:
         self.handle.write(*values, adapter)
         self.state.factors[adapter] = values
 
-    def forward(self, adapter: str) -> None:
-        self.handle.forward(self.state.case.arrays.x, train=not self.state.merged and adapter == "second")
+    def forward(self, _adapter: str) -> None:
+        self.handle.forward(self.state.case.arrays.x, train=not self.state.merged)
 
     def train(self, _adapter: str) -> None:
         """One step; then the state takes over the values, which other invariants judge. Only active adapters move."""
@@ -230,7 +235,7 @@ class Walk:
         del self.state.factors[adapter]
 
     def copy(self, adapter: str) -> None:
-        self.handle = self.handle.copy(pickled=adapter == "second")
+        self.handle = self.handle.copy(pickled=adapter != "default")
 
 
 def _judge_output(walk: Walk, done: str) -> None:

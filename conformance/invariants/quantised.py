@@ -78,6 +78,7 @@ def _with(case: Case, small: bool) -> Case:  # noqa: FBT001 (drawn)
 @quant_merge_honest.on(
     Facet.LAYER,
     needs={Feature.QUANTISED, Feature.MERGE},
+    dtypes=("float32",),
     draws=DrawDelta(kinds=("linear",), rows=True, small=True, quantised=True),
 )
 def _(subject: Subject, case: Case) -> None:
@@ -119,7 +120,8 @@ def _small(case: Case) -> Array:
     if not (most and np.isfinite(least)):
         return case.arrays.b
     power = 2.0 ** min(0.0, np.floor(np.log2(least / (8 * most))))
-    return (_float64(case.arrays.b) * power).astype(case.arrays.b.dtype)
+    small: Array = (_float64(case.arrays.b) * power).astype(case.arrays.b.dtype)
+    return small
 
 
 def _steps(w: Float64, bits: int) -> Float64:
@@ -147,4 +149,5 @@ def _must_be_unchanged(subject: Subject, before: dict[str, Tensor], after: dict[
 
 
 def _float64(array: Array) -> Float64:
-    return array.astype(np.float64)
+    numbers: Float64 = array.astype(np.float64)
+    return numbers

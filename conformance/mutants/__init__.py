@@ -10,6 +10,7 @@ from conformance.mutants import conv as conv
 from conformance.mutants import copying as copying
 from conformance.mutants import determinism as determinism
 from conformance.mutants import distributed as distributed
+from conformance.mutants import dora as dora
 from conformance.mutants import dtype as dtype
 from conformance.mutants import forward as forward
 from conformance.mutants import freezing as freezing
@@ -17,12 +18,15 @@ from conformance.mutants import fused as fused
 from conformance.mutants import gradients as gradients
 from conformance.mutants import init as init
 from conformance.mutants import layout as layout
+from conformance.mutants import lifecycle as lifecycle
 from conformance.mutants import memory as memory
 from conformance.mutants import merge as merge
 from conformance.mutants import merge_state as merge_state
 from conformance.mutants import mode as mode
 from conformance.mutants import operators as operators
 from conformance.mutants import persistence as persistence
+from conformance.mutants import quantised as quantised
+from conformance.mutants import residual as residual
 from conformance.mutants import scaling as scaling
 from conformance.mutants import targets as targets
 from conformance.mutants import ways as ways

@@ -17,6 +17,11 @@ from lora_ref.variants import DoraDelta
 DEAD = ["dora-consistent"]
 
 
+def lengths(v: Tensor, *, ord: int = 2, dim: int = 1) -> Tensor:  # noqa: A002 (torch's name)
+    norm: Tensor = torch.linalg.vector_norm(v, ord=ord, dim=dim)
+    return norm
+
+
 @mutant("dora-zero-row-nan", killed_by=DEAD, thread="huggingface/peft#2049, #3237")
 class ZeroRow(DoraDelta):
     """m is divided by the norm even where that is zero."""
@@ -32,7 +37,7 @@ class OverOutputs(DoraDelta):
     def norm(self) -> Tensor:
         with torch.no_grad():
             v = self.matrix() + LinearDelta.weight(self)
-            return torch.linalg.vector_norm(v, dim=0 if v.shape[0] == v.shape[1] else 1)
+            return lengths(v, dim=0 if v.shape[0] == v.shape[1] else 1)
 
 
 @mutant("dora-norm-ignores-fan-in-fan-out", killed_by=DEAD)
@@ -42,7 +47,7 @@ class OverStoredRows(DoraDelta):
     def norm(self) -> Tensor:
         right = super().norm()
         with torch.no_grad():
-            stored = torch.linalg.vector_norm(weight_of(self.base) + LinearDelta.weight(self), dim=1)
+            stored = lengths(weight_of(self.base) + LinearDelta.weight(self))
         return stored if stored.shape == right.shape else right
 
 
@@ -51,7 +56,7 @@ class NormOfBase(DoraDelta):
     """The norm is that of W alone, as it was when the adapter was made."""
 
     def norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self.matrix(), dim=1)
+        return lengths(self.matrix())
 
 
 @mutant("dora-norm-of-unscaled-delta", killed_by=DEAD)
@@ -61,7 +66,7 @@ class NormUnscaled(DoraDelta):
     def norm(self) -> Tensor:
         with torch.no_grad():
             delta = LinearDelta.weight(self) / self.scaling
-            return torch.linalg.vector_norm(self.matrix() + (delta.T if self.transposed else delta), dim=1)
+            return lengths(self.matrix() + (delta.T if self.transposed else delta))
 
 
 @mutant("dora-norm-not-detached", killed_by=DEAD)
@@ -70,7 +75,7 @@ class NormNotDetached(DoraDelta):
 
     def norm(self) -> Tensor:
         delta = LinearDelta.weight(self)
-        return torch.linalg.vector_norm(self.matrix() + (delta.T if self.transposed else delta), dim=1)
+        return lengths(self.matrix() + (delta.T if self.transposed else delta))
 
 
 @mutant("dora-norm-of-one-norm", killed_by=DEAD)
@@ -80,7 +85,7 @@ class OneNorm(DoraDelta):
     def norm(self) -> Tensor:
         with torch.no_grad():
             delta = LinearDelta.weight(self)
-            return torch.linalg.vector_norm(self.matrix() + (delta.T if self.transposed else delta), ord=1, dim=1)
+            return lengths(self.matrix() + (delta.T if self.transposed else delta), ord=1)
 
 
 @mutant("dora-nan-uninit-magnitude", killed_by=DEAD, thread="meta-pytorch/torchtune#1903, #2129")
@@ -112,7 +117,7 @@ class NotTrained(LoraLayer):
     def forward(self, x: Tensor) -> Tensor:
         for delta in self.modules():
             if isinstance(delta, DoraDelta) and not hasattr(delta, "renewed"):
-                delta.m, delta.renewed = nn.Parameter(delta.m.detach().clone()), True
+                delta.m, delta.renewed = nn.Parameter(delta.m.detach().clone()), torch.tensor([1])
         return super().forward(x)
 
 
@@ -124,7 +129,7 @@ class Frozen(ReferenceLayer):
         super().adapt(root, spec, weights)
         for delta in root.modules():
             if isinstance(delta, DoraDelta):
-                delta.m.requires_grad_(requires_grad=False)
+                delta.m.requires_grad = False
 
 
 @mutant("dora-bias-scaled", killed_by=DEAD)
@@ -133,7 +138,8 @@ class BiasScaled(DoraDelta):
 
     def change(self, x: Tensor, out: Tensor) -> Tensor:
         c = self.magnitude_factor()
-        return (c - 1) * out + c * self(x)
+        y: Tensor = (c - 1) * out + c * self(x)
+        return y
 
 
 @mutant("dora-base-not-scaled", killed_by=DEAD)
@@ -141,7 +147,8 @@ class BaseNotScaled(DoraDelta):
     """Only the delta is scaled by m/n, the base's share is not."""
 
     def change(self, x: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002 (that is the defect)
-        return self.magnitude_factor() * self(x)
+        y: Tensor = self.magnitude_factor() * self(x)
+        return y
 
 
 @mutant("dora-merge-without-magnitude", killed_by=DEAD)

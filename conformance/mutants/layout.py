@@ -153,7 +153,7 @@ class RankPaddingTail(LinearDelta):
         return super()._branch(x) + tail
 
 
-@mutant("input-tail-lost", killed_by=["forward-oracle"])
+@mutant("input-tail-lost", killed_by=SHAPES)
 class InputTailLost(LinearDelta):
     """Inputs beyond the last whole tile of 16 are not read, in layers of more than one tile."""
 
@@ -163,7 +163,7 @@ class InputTailLost(LinearDelta):
         return F.linear(F.linear(x[..., :whole], self.a[:, :whole]), self.b)
 
 
-@mutant("output-tail-lost", killed_by=["forward-oracle"])
+@mutant("output-tail-lost", killed_by=SHAPES)
 class OutputTailLost(LinearDelta):
     """Outputs beyond the last whole tile of 64 are not written, in layers of more than one tile."""
 

@@ -36,7 +36,8 @@ class MutatesBase(ReferenceLayer):
         for delta in root.modules():
             if isinstance(delta, VariantDelta) and delta.a0 is not None:
                 with torch.no_grad():
-                    weight_of(delta.base).sub_(delta.scaling * LinearDelta._product(delta, *delta.first()))  # noqa: SLF001
+                    first = LinearDelta._product(delta, delta.a, delta.b)  # noqa: SLF001
+                    weight_of(delta.base).sub_(delta.scaling * first)
                     delta.a0.zero_()
 
 
@@ -80,7 +81,7 @@ class Smallest(VariantDelta):
 
 @mutant("olora-of-stored-weight", killed_by=DEAD)
 class OfStored(VariantDelta):
-    """The weight is decomposed as it is stored, which fits a square one that is stored (in, out), and is wrong there."""
+    """The weight is decomposed as it is stored: of one that is stored (in, out) this gives the transposed factors."""
 
     def reset(self) -> None:
         super().reset()
