@@ -179,8 +179,10 @@ class Oracle:
 
     def _base_rows(self, x: Array, w: Bounded | None = None) -> Bounded:
         product = self.base.dot(exact(self.geometry.rows(x)), (w or self.w).T)  # (M, N)
-        # torch adds the bias in a step of its own where x is not contiguous, and so rounds twice
-        return product if self.bias is None else self.base.round(product + self.bias)
+        if self.bias is None:
+            return product
+        # some products start with the bias; where x is not contiguous, torch adds it in a step of its own instead
+        return self.base.round(product + self.base.carried(self.bias, self.w.value.shape[1]))
 
     def _delta_matrix(self, *, narrow: bool) -> Bounded:
         arithmetic = self.narrow if narrow else self.wide

@@ -118,6 +118,11 @@ class Arithmetic:
         result = Bounded(value, bound)
         return self.round(result) if stored > u else result
 
+    def carried(self, x: Bounded, additions: int) -> Bounded:
+        """x as what a running sum starts with: each addition may round it along."""
+        grown = _growth(np.full(x.value.shape, float(additions)))
+        return Bounded(x.value, x.bound + UNIT_ROUNDOFF[self.accumulate] * grown * x.magnitude)
+
     def norm(self, x: Bounded) -> Bounded:
         """The Euclidean norm of each row of x (m, n) -> (m, 1), squares accumulated, rounded to the storage dtype.
 

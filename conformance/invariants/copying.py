@@ -61,7 +61,9 @@ def _copied(case: Case, pickled: bool, merged: bool, disabled: bool) -> Case:  #
     Facet.LAYER,
     needs={Feature.COPY},
     cost=2,
-    draws=DrawCopied(kinds=("linear", "transposed", "embedding", "conv"), rows=True, small=True, steps=_STEPS),
+    draws=DrawCopied(
+        kinds=("linear", "transposed", "embedding", "conv"), rows=True, small=True, tiers=("bounded",), steps=_STEPS
+    ),
 )
 def _(subject: Subject, case: Case) -> None:
     """A copy, by deepcopy or by pickle, gives the same bits from the same state, and shares nothing.

@@ -44,7 +44,7 @@ class DrawInit(Draw):
 @st.composite
 def _large(draw: DrawFn, plain: SearchStrategy[Case]) -> Case:
     case, size = draw(plain), st.sampled_from(_LARGE)
-    r = draw(st.sampled_from((8, 16, 5)))
+    r = draw(st.sampled_from((16, 33, 12)))
     fields: dict[str, Any] = {"alpha": draw(st.sampled_from([alpha for alpha in ALPHAS if alpha != r])), "r": r}
     fields |= {"in_features": draw(size), "out_features": draw(size), "tier": "bounded", "lead": (1,)}
     fields["seed"] = draw(st.integers(0, 2**31 - 1))
