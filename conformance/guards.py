@@ -7,14 +7,12 @@ tensor, or before writing, then shows in the result, and writing beside one show
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,9 +73,6 @@ class Guards:
 _ACTIVE: ContextVar[Guards | None] = ContextVar("guards", default=None)
 
 
-_FAR: ContextVar[bool] = ContextVar("far", default=False)
-
-
 def active() -> Guards | None:
     return _ACTIVE.get()
 
@@ -99,29 +94,7 @@ def guarded() -> Iterator[Guards]:
         _fill_empty(on=fill)
 
 
-@contextmanager
-def far_apart() -> Iterator[None]:
-    """The two rows of a matrix that crosses into torch lie more than 2^31 elements apart, in a sparse file."""
-    token = _FAR.set(True)
-    try:
-        yield
-    finally:
-        _FAR.reset(token)
-
-
-def _far(tensor: Tensor) -> Tensor:
-    step = 2**31 + 8
-    with tempfile.TemporaryFile(prefix="lora-conformance-") as file:
-        size = step + tensor.shape[1]
-        file.truncate(size * tensor.element_size())
-        flat = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size * tensor.element_size(),))
-        memory = torch.from_numpy(flat).view(tensor.dtype)
-    return memory.as_strided(tensor.shape, (step, 1)).copy_(tensor)
-
-
 def placed(tensor: Tensor, what: str, *, gaps: bool = True) -> Tensor:
-    if _FAR.get() and tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[0] == 2:
-        return _far(tensor)
     guards = active()
     return tensor if guards is None else guards.place(tensor, what, gaps=gaps)
 

@@ -188,7 +188,7 @@ class TorchHandle:
         x_leaf = to_torch(x).requires_grad_(self.geometry.differentiable)
         y = run(self._compiled().call if how is How.COMPILED else self.root, x_leaf, how)
         if y.requires_grad:
-            y.backward(to_torch(dy).to(y.dtype))
+            torch.autograd.backward(y, to_torch(dy).to(y.dtype))
         a, b = self.kind.factors(self.layer, "default")
         m = self.kind.magnitude(self.layer, "default") if "default" in self.dora else None
         base = [

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from conformance.cases import Case, InexactCaseError
-from conformance.contract import Array, Facet, Feature, Grads, How, Manifest, ModelHandle, dtype_of
+from conformance.contract import Array, Facet, Feature, Grads, Handle, How, Manifest, ModelHandle, dtype_of
 from conformance.invariant import invariant
 from conformance.invariants.gradients import judge_gradients
 from conformance.invariants.merge import restored
@@ -30,31 +29,38 @@ autocast_parity = invariant(
 )
 
 _REGION = "bfloat16"
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class AutocastCase(Case):
-    """A case whose x has a dtype of its own; everything is exact in bfloat16 where it says exact."""
-
-    x_dtype: str = "float32"
+    """A case that is exact in bfloat16 too, where it says exact."""
 
     @property
     def narrowest(self) -> str:
         return _REGION
 
+
+@dataclass(frozen=True)
+class _Call:
+    """One call in the region, with an x of any dtype."""
+
+    case: Case
+    x_dtype: str
+
     @property
     def x(self) -> Array:
-        own = self.arrays.x
-        return own.astype(dtype_of(self.x_dtype)) if self.geometry.differentiable else own
+        own = self.case.arrays.x
+        return own.astype(dtype_of(self.x_dtype)) if self.case.geometry.differentiable else own
 
     @property
     def y_dtype(self) -> str:
         """The bare base layer's under the same autocast: products are formed in bfloat16, a lookup is left alone."""
-        return _REGION if self.geometry.differentiable else self.dtype
+        return _REGION if self.case.geometry.differentiable else self.case.dtype
 
     @property
     def dy(self) -> Array:
-        return self.arrays.dy.astype(dtype_of(self.y_dtype))
+        return self.case.arrays.dy.astype(dtype_of(self.y_dtype))
 
     def expected(self, manifest: Manifest) -> tuple[Bounded, Gradients]:
         """y and the gradients, with the bounds of arithmetic in bfloat16 on x, W, A and B that are rounded to it first.
@@ -63,7 +69,8 @@ class AutocastCase(Case):
         dtype. So a term is off by less than f = (1+u)³(1+u') - 1 of itself, and so is what rounding adds to it; the sum
         of absolute values of all terms is what the closed form gives for absolute values of the arrays.
         """
-        at, layer = self.arrays, (self.geometry, self.spec)
+        at, geometry = self.case.arrays, self.case.geometry
+        layer = (geometry, self.case.spec)
         known = Oracle(
             *layer, at.w, at.bias, at.a, at.b,
             base_dtype=self.y_dtype, adapter_dtype=_REGION, numerics=manifest.numerics,
@@ -71,14 +78,13 @@ class AutocastCase(Case):
         w, a, b = (np.abs(_wide(array)) for array in (at.w, at.a, at.b))
         size = Oracle(*layer, w, None if at.bias is None else np.abs(_wide(at.bias)), a, b)
         x, dy = _wide(self.x), _wide(self.dy)
-        abs_x = np.abs(x) if self.geometry.differentiable else x
-        u = UNIT_ROUNDOFF[_REGION]
-        off = (1 + u) ** 3 * (1 + max(UNIT_ROUNDOFF[name] for name in (self.adapter, self.x_dtype))) - 1
+        abs_x = np.abs(x) if geometry.differentiable else x
+        u, stored = UNIT_ROUNDOFF[_REGION], UNIT_ROUNDOFF[self.case.adapter]
+        off = (1 + u) ** 3 * (1 + max(stored, UNIT_ROUNDOFF[self.x_dtype])) - 1
         got, sizes = known.gradients(x, dy), size.gradients(abs_x, np.abs(dy))
         dx = None
         if got.x is not None and sizes.x is not None:
             dx = _wider(got.x, sizes.x.value, off, UNIT_ROUNDOFF[self.x_dtype])
-        stored = UNIT_ROUNDOFF[self.adapter]
         grads = Gradients(dx, _wider(got.a, sizes.a.value, off, stored), _wider(got.b, sizes.b.value, off, stored))
         return _wider(known.forward(x), size.forward(abs_x).value, off, 0.0), grads
 
@@ -96,23 +102,15 @@ def _wide(array: Array) -> Array:
 @dataclass(frozen=True)
 class DrawAutocast(Draw):
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
-        own = subject.dtype  # often, as only then there is a call outside the region to compare with
-        dtypes = st.sampled_from((own, own, "float32", "bfloat16", "float16"))
-        cases = st.builds(_with, super().__call__(subject), dtypes)
-        return cases.filter(_judgeable)
+        return super().__call__(subject).map(_exact_in_region).filter(_judgeable)
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return AutocastCase.from_fields(given)
 
 
-def _judgeable(case: AutocastCase) -> bool:
-    """A convolution in bfloat16 may store a sum for each tap of its kernel, so that only exact ones can be judged."""
-    return case.kind != "conv" or case.tier == "exact"
-
-
-def _with(case: Case, x_dtype: str) -> AutocastCase:
+def _exact_in_region(case: Case) -> AutocastCase:
     """Exact where a lattice is exact in bfloat16 too."""
-    cast = AutocastCase(**{f.name: getattr(case, f.name) for f in fields(Case)}, x_dtype=x_dtype)
+    cast = AutocastCase(**{f.name: getattr(case, f.name) for f in fields(Case)})
     try:
         _ = cast.arrays
     except InexactCaseError:
@@ -120,9 +118,15 @@ def _with(case: Case, x_dtype: str) -> AutocastCase:
     return cast
 
 
+def _judgeable(case: AutocastCase) -> bool:
+    """A convolution in bfloat16 may store a sum for each tap of its kernel, so that only exact ones can be judged."""
+    return case.kind != "conv" or case.tier == "exact"
+
+
 @autocast_parity.on(
     Facet.LAYER,
     needs={Feature.AUTOCAST},
+    cost=2,
     draws=DrawAutocast(
         kinds=("linear", "embedding", "transposed", "linear", "embedding", "conv"),  # a lookup has a rule of its own
         tiers=("exact", "bounded", "bounded"),  # integers are the same in bfloat16: they do not show what was kept
@@ -137,33 +141,32 @@ def _(subject: Subject, case: AutocastCase) -> None:
     ran before does not matter: a call inside the region, between two outside of it, changes neither of them. A merge is
     no part of the region's arithmetic: made inside, W' is what it is outside, and W comes back when it is unmerged.
     """
-    plainly = case.x_dtype == case.dtype or not case.geometry.differentiable
-    handle = subject.attach(case)
-    if plainly:
-        _judge_outside(subject, case, handle.vjp(case.x, case.arrays.dy), "before any autocast")
-    expected, gradients = case.expected(subject.manifest)
-    for call in ("first", "second"):
-        grads = handle.vjp(case.x, case.dy, how=How.AUTOCAST)
-        _must_have_dtypes(case, grads, case.y_dtype, f"of the {call} call under autocast")
-        exact, spec = case.tier == "exact", case.spec
-        subject.judge(f"y of the {call} call under autocast", grads.y, expected, exact=exact, spec=spec)
-        for name, got, wanted in (("dA", grads.da, gradients.a), ("dB", grads.db, gradients.b)):
-            subject.judge(f"{name} of the {call} call under autocast", got, wanted, exact=exact, spec=spec)
+    handle, spec, exact = subject.attach(case), case.spec, case.tier == "exact"
+    _judge_outside(subject, case, handle, "before any autocast")
+    own, *others = (case.dtype, *(dtype for dtype in _DTYPES if dtype != case.dtype))
+    for x_dtype in (own, *others, own) if case.geometry.differentiable else (own, own):
+        call, when = _Call(case, x_dtype), f"under autocast, with an x of {x_dtype}"
+        expected, gradients = call.expected(subject.manifest)
+        grads = handle.vjp(call.x, call.dy, how=How.AUTOCAST)
+        _must_have_dtypes(case, grads, call.y_dtype, x_dtype, when)
+        subject.judge(f"y {when}", grads.y, expected, exact=exact, spec=spec)
+        subject.judge(f"dA {when}", grads.da, gradients.a, exact=exact, spec=spec)
+        subject.judge(f"dB {when}", grads.db, gradients.b, exact=exact, spec=spec)
         if gradients.x is not None:
-            subject.judge(f"dx of the {call} call under autocast", grads.dx, gradients.x, exact=exact, spec=spec)
-    if plainly:
-        _judge_outside(subject, case, handle.vjp(case.x, case.arrays.dy), "after autocast")
+            subject.judge(f"dx {when}", grads.dx, gradients.x, exact=exact, spec=spec)
+    _judge_outside(subject, case, handle, "after autocast")
 
 
-def _judge_outside(subject: Subject, case: AutocastCase, grads: Grads, when: str) -> None:
-    _must_have_dtypes(case, grads, case.dtype, when)
+def _judge_outside(subject: Subject, case: AutocastCase, handle: Handle, when: str) -> None:
+    grads = handle.vjp(case.arrays.x, case.arrays.dy)
+    _must_have_dtypes(case, grads, case.dtype, case.dtype, when)
     expected = case.oracle(subject.manifest).forward(case.arrays.x)
     subject.judge_output(case, grads.y, expected, quantity=f"y {when}")
     judge_gradients(subject, case, grads)
 
 
-def _must_have_dtypes(case: AutocastCase, grads: Grads, y: str, when: str) -> None:
-    wanted = {"y": y, "dx": case.x_dtype, "da": case.adapter, "db": case.adapter}
+def _must_have_dtypes(case: AutocastCase, grads: Grads, y: str, x: str, when: str) -> None:
+    wanted = {"y": y, "dx": x, "da": case.adapter, "db": case.adapter}
     if not case.geometry.differentiable:
         del wanted["dx"]
     for name, dtype in wanted.items():

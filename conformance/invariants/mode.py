@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from hypothesis.strategies import SearchStrategy
 
 from conformance.cases import Case
 from conformance.contract import Facet, Feature
@@ -90,13 +91,20 @@ def _kept_first_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tu
     return replayed_mask(subject, replace(case, in_features=1, kind="linear", parts=(), enabled=()), seed=seed) > 0
 
 
-@mode_lifecycle.on(Facet.LAYER, draws=Draw(rows=True, small=True, dropout=(0.0, 0.5)))
+class DrawModes(Draw):
+    """Every kind of layer; dropout where its mask can be seen from outside."""
+
+    def __call__(self, subject: Subject) -> SearchStrategy[Case]:
+        return super().__call__(subject).map(lambda case: replace(case, dropout=0.0) if case.kind == "conv" else case)
+
+
+@mode_lifecycle.on(Facet.LAYER, draws=DrawModes(rows=True, small=True, dropout=(0.0, 0.5)))
 def _(subject: Subject, case: Case) -> None:
     """train() and eval() through the parent reach the layer each time; training while merged is refused or exact.
 
     Whatever happens in between, eval gives the closed form, and training gives it with its gradients.
     """
-    if not subject.has(Feature.DROPOUT) or case.kind == "conv":
+    if not subject.has(Feature.DROPOUT):
         case = replace(case, dropout=0.0)
     handle = subject.attach(case)
     x, dy = case.arrays.x, case.arrays.dy

@@ -123,20 +123,6 @@ def vector_tail(x: Tensor, w: Tensor, bias: Bias, a: Tensor, b: Tensor, scaling:
     return F.linear(x, w, bias) + scaling * F.linear(F.linear(x, a) + over.reshape(*x.shape[:-1], 1), b)
 
 
-@mutant("punica-int32-overflow", killed_by=_SAFE, thread="vllm-project/vllm#53028, #53034")
-def int32_offset(x: Tensor, w: Tensor, bias: Bias, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """The offset of a row is its number times the stride in 32 bits, which wraps around for rows that lie far apart."""
-    if x.dim() != 2 or not len(x):
-        return F.linear(x, w, bias) + scaling * F.linear(F.linear(x, a), b)
-    wrapped = [(row * x.stride(0)) % 2**32 for row in range(len(x))]
-    offsets = [offset - 2**32 if offset >= 2**31 else offset for offset in wrapped]
-    if min(offsets) < 0:
-        raise MemoryError("an illegal memory access was encountered")
-    rows = [x.detach().as_strided(x.shape[1:], x.stride()[1:], x.storage_offset() + offset) for offset in offsets]
-    off = F.linear(torch.stack(rows) - x.detach(), a)
-    return F.linear(x, w, bias) + scaling * F.linear(F.linear(x, a) + off, b)
-
-
 @mutant("weight-tail-read", killed_by=_SAFE)
 def weight_tail(x: Tensor, w: Tensor, bias: Bias, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """Rows of W are read eight elements at a time; what is beside them is multiplied with zero."""
