@@ -203,7 +203,7 @@ class _DrawLife(DrawSeveral):
 
 @cache_fresh.on(
     Facet.LAYER,
-    cost=2,
+    cost=3,
     draws=_DrawLife(kinds=KINDS, rows=True, small=True, headroom=3, steps=tuple(_NEEDS), others=(1, 1)),
 )
 def _(subject: Subject, case: Case) -> None:

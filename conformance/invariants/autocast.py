@@ -126,7 +126,6 @@ def _judgeable(case: AutocastCase) -> bool:
 @autocast_parity.on(
     Facet.LAYER,
     needs={Feature.AUTOCAST},
-    cost=2,
     draws=DrawAutocast(
         kinds=("linear", "embedding", "transposed", "linear", "embedding", "conv"),  # a lookup has a rule of its own
         tiers=("exact", "bounded", "bounded"),  # integers are the same in bfloat16: they do not show what was kept

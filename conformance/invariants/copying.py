@@ -60,7 +60,7 @@ def _copied(case: Case, pickled: bool, merged: bool, disabled: bool) -> Case:  #
 @copy_independent.on(
     Facet.LAYER,
     needs={Feature.COPY},
-    cost=2,
+    cost=3,
     draws=DrawCopied(
         kinds=("linear", "transposed", "embedding", "conv"), rows=True, small=True, tiers=("bounded",), steps=_STEPS
     ),

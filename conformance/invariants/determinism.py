@@ -22,7 +22,7 @@ _REPEATS = 10
 @run_deterministic.on(
     Facet.OPERATOR,
     Facet.LAYER,
-    cost=2,
+    cost=8,
     draws=Draw(kinds=("linear", "transposed", "embedding"), rows=True, tiers=("bounded",)),
 )
 def _(subject: Subject, case: Case) -> None:

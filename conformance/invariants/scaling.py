@@ -84,6 +84,7 @@ def _(subject: Subject, case: Case) -> None:
 @scale_runtime.on(
     Facet.LAYER,
     needs={Feature.RUNTIME_SCALE},
+    cost=2,
     draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True, headroom=1),
 )
 def _(subject: Subject, case: Case) -> None:
