@@ -14,6 +14,7 @@ from conformance.invariants import variants as variants
 from conformance.invariants import residual as residual
 from conformance.invariants import quantised as quantised
 from conformance.invariants import adapters as adapters
+from conformance.invariants import caches as caches
 from conformance.invariants import routing as routing
 from conformance.invariants import init as init
 from conformance.invariants import copying as copying
