@@ -34,7 +34,8 @@ class Check:
     """How an invariant is judged on one facet.
 
     needs: features without which it says nothing. cost: divides the number of examples. dtypes: the only ones that it
-    is for, if not all. per_model: on a model facet, run on every model, or once on modules of its own.
+    is for, if not all. per_model: on a model facet, run on every model, or once on modules of its own. slow: starts
+    processes or compiles, so that the quick profile leaves it out and says so.
     """
 
     function: CheckFunction
@@ -43,6 +44,7 @@ class Check:
     cost: int = 1
     dtypes: tuple[str, ...] = ()
     per_model: bool = True
+    slow: bool = False
 
 
 @dataclass
@@ -69,12 +71,13 @@ class Invariant:
         cost: int = 1,
         dtypes: tuple[str, ...] = (),
         per_model: bool = True,
+        slow: bool = False,
     ) -> Callable[[CheckFunction], Invariant]:
         """Register the decorated function as the check for these facets; its docstring states the invariant."""
 
         def register(function: CheckFunction) -> Invariant:
             for facet in facets:
-                self.checks[facet] = Check(function, draws, frozenset(needs), cost, dtypes, per_model)
+                self.checks[facet] = Check(function, draws, frozenset(needs), cost, dtypes, per_model, slow)
             if not self.text:
                 self.text = function.__doc__ or ""
             return self

@@ -26,6 +26,7 @@ from conformance.violation import Failure, Violation
 
 Watch = Callable[[Any], None]  # told each case before it is judged
 
+ROUND = 10  # Hypothesis goes on with variations of what it has drawn; a fresh round draws anew
 EXAMPLES = {"quick": 10, "full": 50}
 
 
@@ -68,8 +69,10 @@ class Trial:
         return Record(manifest.name, manifest.version, self.invariant.id, *where, verdict, **more)
 
 
-def unsupported(trial: Trial) -> str:
+def unsupported(trial: Trial, profile: str = "full") -> str:
     """Why the trial cannot be run, or ""."""
+    if profile == "quick" and trial.check.slow:
+        return "takes long: judged in the full profile only"
     missing = trial.check.needs - trial.backend.manifest.features
     if missing:
         return f"does not declare {', '.join(sorted(missing))}"
@@ -87,7 +90,7 @@ def run(trial: Trial, *, profile: str, seed: int, watch: Watch | None = None) ->
 
     ``watch`` is told each drawn case before it is judged: what is known of a trial that kills its process.
     """
-    if reason := unsupported(trial):
+    if reason := unsupported(trial, profile):
         return trial.record(Verdict.UNSUPPORTED, reason=reason)
     start = time.perf_counter()
     search = _Search(trial, _examples(trial, profile), seed, watch)
@@ -131,7 +134,7 @@ class _Search:
         for gap in trial.gaps:
             strategy = strategy.filter(partial(_outside, gap))
         settings = hypothesis.settings(
-            max_examples=examples,
+            max_examples=min(ROUND, examples),
             database=None,
             deadline=None,
             print_blob=False,
@@ -140,7 +143,10 @@ class _Search:
             suppress_health_check=list(HealthCheck),
         )
         own_seed = zlib.crc32(f"{seed}/{trial.id}".encode())
-        self.body: Callable[[], None] = hypothesis.seed(own_seed)(settings(hypothesis.given(strategy)(self._judge)))
+        self.bodies: list[Callable[[], None]] = [
+            hypothesis.seed(own_seed + nth)(settings(hypothesis.given(strategy)(self._judge)))
+            for nth in range(-(-examples // ROUND))
+        ]
 
     def _judge(self, case: Any) -> None:
         self.count += 1
@@ -157,7 +163,8 @@ class _Search:
 
     def record(self) -> Record:
         try:
-            self.body()
+            for body in self.bodies:
+                body()
         except Unsatisfiable:
             if not self.trial.gaps:
                 raise

@@ -106,7 +106,9 @@ class Oracle:
     def forward(self, x: ArrayLike, mask: Array | None = None) -> Bounded:
         """y; ``mask`` (shape of x) is what dropout multiplied the input of A with: 0 or 1/(1-p)."""
         x = _float64(x)
-        return self._as_output(self.base.round(self._base_rows(x) + self._delta_rows(x, mask)), x.shape)
+        # a fused product adds the delta to the base's output term by term
+        base = self.base.carried(self._base_rows(x), self.a.value.shape[0])
+        return self._as_output(self.base.round(base + self._delta_rows(x, mask)), x.shape)
 
     def merged_forward(self, x: ArrayLike, *, narrow: bool = False) -> Bounded:
         """y of the merged layer: one product with the rounded W'."""
@@ -120,6 +122,7 @@ class Oracle:
         if not self.geometry.differentiable:
             return Gradients(None, da, db)
         dx_base = self._base_gradient(x, d_y)
+        dx_base = self.base.carried(dx_base, self.a.value.shape[0])
         return Gradients(self.base.round(dx_base + self.base.round(dx_delta)), da, db)
 
     def _base_gradient(self, x: Array, d_y: Bounded) -> Bounded:

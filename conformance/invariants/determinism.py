@@ -23,6 +23,7 @@ _REPEATS = 10
     Facet.OPERATOR,
     Facet.LAYER,
     cost=8,
+    slow=True,
     draws=Draw(kinds=("linear", "transposed", "embedding"), rows=True, tiers=("bounded",)),
 )
 def _(subject: Subject, case: Case) -> None:

@@ -53,7 +53,7 @@ class DrawTraining:
 
 
 @world_size_parity.on(
-    Facet.MODEL, needs={Feature.DISTRIBUTED}, draws=DrawTraining(), dtypes=("float32",), per_model=False
+    Facet.MODEL, needs={Feature.DISTRIBUTED}, draws=DrawTraining(), dtypes=("float32",), per_model=False, slow=True
 )
 def _(subject: Subject, case: Training) -> None:
     """Trained on two ranks, each with its own data, an adapter is bit for bit what one process makes of both batches.

@@ -104,6 +104,7 @@ def _model_gradients(
     Facet.LAYER,
     needs={Feature.COMPILE},
     cost=25,
+    slow=True,
     draws=Draw(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True, headroom=1),
     dtypes=("float32", "bfloat16"),
 )
