@@ -105,14 +105,14 @@ def make(references: Sequence[str], models: Sequence[str], registry: Mapping[str
 
 
 def _places(check: Check, facet: Facet, backend: Backend, models: Sequence[str]) -> list[tuple[str, str]]:
-    """Models and dtypes; models of real size only in float32."""
+    """Models and dtypes; models of real size only in float32, tiny ones in one half precision, as layers show both."""
     dtypes = [dtype for dtype in backend.manifest.dtypes if not check.dtypes or dtype in check.dtypes]
     per_model = facet in _ON_MODELS and check.per_model
     return [
         (on, dtype)
         for on in (dict.fromkeys(models) if per_model else ("",))
         for dtype in dtypes
-        if not on or on.startswith("tiny-") or dtype == "float32"
+        if not on or dtype == "float32" or (on.startswith("tiny-") and dtype == "bfloat16")
     ]
 
 

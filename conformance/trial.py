@@ -27,7 +27,7 @@ from conformance.violation import Failure, Violation
 Watch = Callable[[Any], None]  # told each case before it is judged
 
 ROUND = 10  # Hypothesis goes on with variations of what it has drawn; a fresh round draws anew
-EXAMPLES = {"quick": 10, "full": 50}
+EXAMPLES = {"quick": 8, "full": 50}
 
 
 @dataclass(frozen=True)

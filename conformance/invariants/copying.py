@@ -22,10 +22,11 @@ from conformance.violation import must
 
 copy_independent = invariant("copy-independent", family="persist", after=("forward-oracle",))
 
-_STEPS = ("write", "step", "merge", "disable", "rescale", "switch")
+_STEPS = ("write", "step", "disable", "rescale", "switch")  # in any order, between an unmerge and a merge
 _NEEDS = {
     "step": Feature.TRAIN_STEP,
     "merge": Feature.MERGE,
+    "unmerge": Feature.UNMERGE,
     "disable": Feature.DISABLE,
     "rescale": Feature.RUNTIME_SCALE,
     "switch": Feature.MULTI_ADAPTER,
@@ -38,23 +39,21 @@ class Copied(Several):
 
     pickled: bool = False
     merged: bool = False
-    disabled: bool = False
 
 
 @dataclass(frozen=True)
 class DrawCopied(DrawSeveral):
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
         merged = st.booleans() if subject.has(Feature.MERGE) else st.just(value=False)
-        disabled = st.booleans() if subject.has(Feature.DISABLE) else st.just(value=False)
-        return st.builds(_copied, super().__call__(subject), st.booleans(), merged, disabled)
+        return st.builds(_copied, super().__call__(subject), st.booleans(), merged)
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Copied.from_fields(given)
 
 
-def _copied(case: Case, pickled: bool, merged: bool, disabled: bool) -> Case:  # noqa: FBT001 - drawn
+def _copied(case: Case, pickled: bool, merged: bool) -> Case:  # noqa: FBT001 - drawn
     known = {name: getattr(case, name) for name in case.__dataclass_fields__}
-    return Copied(**known, pickled=pickled, merged=merged and case.kind != "conv", disabled=disabled and not merged)
+    return Copied(**known, pickled=pickled, merged=merged and case.kind != "conv")
 
 
 @copy_independent.on(
@@ -73,6 +72,11 @@ def _(subject: Subject, case: Case) -> None:
     """
     assert isinstance(case, Copied)
     how = "a pickled copy" if case.pickled else "a deep copy"
+    if subject.has(Feature.DISABLE):
+        handle = _prepared(subject, case)
+        handle.enable(on=False)
+        twin = handle.copy(pickled=case.pickled)
+        _must_equal(subject, _state(twin, case), _state(handle, case), f"of {how} of a disabled layer")
     for of_copy in (True, False):
         handle = _prepared(subject, case)
         before = _state(handle, case)
@@ -80,9 +84,9 @@ def _(subject: Subject, case: Case) -> None:
         _must_equal(subject, _state(twin, case), before, f"of {how}")
         changed, kept = (twin, handle) if of_copy else (handle, twin)
         whose = f"of the original, while {how} changed" if of_copy else f"of {how}, while the original changed"
-        for operation in case.operations:
+        for operation in ("unmerge", *case.operations, "merge"):
             if operation not in _NEEDS or subject.has(_NEEDS[operation]):
-                _apply(changed, case, operation)
+                _apply(subject, changed, case, operation)
                 _must_equal(subject, _state(kept, case), before, f"{whose} ({operation})")
 
 
@@ -98,8 +102,6 @@ def _prepared(subject: Subject, case: Copied) -> Handle:
     handle.forward(case.arrays.x)
     if case.merged:
         handle.merge()
-    if case.disabled:
-        handle.enable(on=False)
     return handle
 
 
@@ -122,8 +124,8 @@ def _must_equal(subject: Subject, now: _State, before: _State, whose: str) -> No
     subject.judge.same(f"y {whose}", now[0], before[0])
 
 
-def _apply(handle: Handle, case: Several, operation: str) -> None:
-    """One change; a layer that is merged may refuse it, which changes nothing either."""
+def _apply(subject: Subject, handle: Handle, case: Several, operation: str) -> None:
+    """One change; a layer that is merged, or is not, may refuse it, which changes nothing either."""
     x, dy = case.arrays.x, case.arrays.dy
     try:
         if operation == "write":
@@ -132,10 +134,13 @@ def _apply(handle: Handle, case: Several, operation: str) -> None:
             handle.step(x, dy, lr=0.5, weight_decay=0.1)
         elif operation == "merge" and case.kind != "conv":
             handle.merge()
+        elif operation == "unmerge":
+            handle.unmerge()
         elif operation == "disable":
             handle.enable(on=False)
         elif operation == "rescale":
-            handle.set_scale(0.5)
+            for adapter in ("default", "second") if subject.has(Feature.MULTI_ADAPTER) else ("default",):
+                handle.set_scale(0.5, adapter)
         elif operation == "switch":
             handle.activate("default")
     except Exception:  # noqa: BLE001 - any exception is a refusal

@@ -24,6 +24,7 @@ _REPEATS = 10
     Facet.LAYER,
     cost=8,
     slow=True,
+    dtypes=("float32", "bfloat16"),
     draws=Draw(kinds=("linear", "transposed", "embedding"), rows=True, tiers=("bounded",)),
 )
 def _(subject: Subject, case: Case) -> None:

@@ -20,7 +20,7 @@ unmerge_restores_base = invariant("unmerge-restores-base", family="merge", after
 merge_idempotent = invariant("merge-idempotent", family="merge", after=("merge-delta-oracle",))
 merge_atomic = invariant("merge-atomic", family="merge", after=("unmerge-restores-base",))
 
-_CYCLES = 256
+_CYCLES = 128
 _PLAIN: tuple[Kind, ...] = (
     "linear",
     "transposed",
@@ -71,7 +71,7 @@ def _(subject: Subject, case: Case) -> None:
 def _(subject: Subject, case: Case) -> None:
     """Merge then unmerge gives the base weight back, and the error does not grow with the number of cycles.
 
-    One cycle may round twice, by subtracting what it added. After 256 cycles, each with other values of A and B as in
+    One cycle may round twice, by subtracting what it added. After 128 cycles, each with other values of A and B as in
     training, the same bound holds: a base that takes a random walk is not frozen. Each merge adds what A and B are by
     then.
     """
