@@ -20,7 +20,7 @@ eval_deterministic = invariant("eval-deterministic", family="mode", after=("forw
 dropout_on_delta_only = invariant("dropout-on-delta-only", family="mode", after=("eval-deterministic",))
 mode_lifecycle = invariant("mode-lifecycle", family="mode", after=("eval-deterministic", "grad-oracle"))
 
-_SEEDS = 12  # masks drawn for the frequency tests
+_SEEDS = 24  # masks drawn for the frequency tests
 
 
 @eval_deterministic.on(
