@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -32,7 +33,16 @@ class Session:
 
     @cached_property
     def plan(self) -> Plan:
-        return make(self.config.getoption("lora_backend"), models(self.config))
+        """Made without the collector, which would walk a million imported objects time and again, at exit too."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return make(self.config.getoption("lora_backend"), models(self.config))
+        finally:
+            if collects:
+                gc.enable()
+            if self.folder is not None:  # a process of our own
+                gc.freeze()
 
     def judge(self, item: Trial | Broken, node: pytest.Item) -> Record:
         record = item.record() if isinstance(item, Broken) else self._run(item)
