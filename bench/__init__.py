@@ -1,1 +1,1 @@
-"""What an implementation costs. Nothing is measured here yet."""
+"""What an implementation costs: time, memory, FLOPs and bytes, never without a verdict on whether it is right."""
