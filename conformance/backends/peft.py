@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from conformance.backends.peft_gaps import GAPS
 from conformance.contract import Array, Backend, Feature, Manifest, Weights
-from conformance.guards import given_back
-from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
+from conformance.torch_arrays import to_torch, torch_dtype
+from conformance.torch_batch import Serve, TorchBatch
 from conformance.torch_layer import Root, TorchLayer
 from conformance.torch_model import TorchModelHandle
 from lora_ref.spec import LoraSpec
@@ -176,12 +176,10 @@ class PeftStore:
         return PeftHandle(PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False))
 
 
-class PeftBatch:
+class PeftBatch(TorchBatch):
     """``adapter_names`` of a forward; "__base__" is the base alone."""
 
-    def forward(
-        self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]], x: Array, index: Sequence[int]
-    ) -> Array:
+    def prepare(self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]]) -> Serve:
         named = {f"adapter{nth}": factors for nth, factors in enumerate(adapters)}
         layer = PeftLayer()
         root = Root(layer.base_module(weights))
@@ -195,9 +193,13 @@ class PeftBatch:
             with torch.no_grad():
                 for live, value in zip(layer.factors(root.layer, name), (a, b), strict=True):
                     live.copy_(to_torch(value))
-        names = ["__base__" if nth == -1 else f"adapter{nth}" for nth in index]
-        with torch.no_grad():
-            return to_numpy(given_back(_model(root).eval()(to_torch(x), adapter_names=names)))
+        model = _model(root).eval()
+
+        def serve(x: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
+            names = ["__base__" if nth == -1 else f"adapter{nth}" for nth in index]
+            return model(x, adapter_names=names)  # type: ignore[no-any-return]
+
+        return serve
 
 
 backend = Backend(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from conformance.contract import Array, Backend, Feature, Manifest, Weights
-from conformance.guards import given_back
-from conformance.torch_arrays import to_numpy, to_torch, torch_dtype
+from conformance.torch_arrays import to_torch, torch_dtype
+from conformance.torch_batch import Serve, TorchBatch
 from conformance.torch_layer import Root, TorchLayer
 from conformance.torch_model import TorchModelHandle
 from lora_ref import model, routing, store
@@ -119,15 +119,13 @@ class ReferenceStore:
         return ReferenceHandle(store.load(module, folder))
 
 
-class ReferenceBatch:
-    def forward(
-        self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]], x: Array, index: Sequence[int]
-    ) -> Array:
+class ReferenceBatch(TorchBatch):
+    def prepare(self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]]) -> Serve:
         w = to_torch(weights.w)
         w = w.T if weights.geometry.transposed else w  # type: ignore[attr-defined]
         bias = None if weights.bias is None else to_torch(weights.bias)
         routed = [(to_torch(a), to_torch(b), replace(spec, r=a.shape[0]).scaling) for a, b in adapters]
-        return to_numpy(given_back(routing.forward(to_torch(x), w, bias, routed, index)))
+        return lambda x, index: routing.forward(x, w, bias, routed, index)
 
 
 FEATURES = frozenset(Feature)
