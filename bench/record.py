@@ -104,6 +104,7 @@ RESULT = {
     "warmup": pa.int32(),
     "stopped": pa.string(),  # why sampling ended: "samples", "spread", "time"
     "samples": pa.list_(pa.float64()),  # raw, in the unit, in the order taken
+    "rounds": pa.list_(pa.int32()),  # how many of them each interleaved round took, in order
     "error": pa.string(),
     "timer": pa.string(),
     "l2_flush": pa.bool_(),
