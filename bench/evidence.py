@@ -9,8 +9,8 @@ faster) only if all of this holds, and where the answer is not clear it is ambig
   machine's drift between the runs is in it, and would hide every third slowdown of the size of the gate;
 - Mann-Whitney gives p below ``ALPHA`` for both.
 
-The gate rises where the runs are too noisy for it: to ``MARGIN`` half-widths of the interval that is typical of all
-series compared. A series of six rounds knows its own noise badly, all together know it well.
+The gate rises where the runs are too noisy for it: to ``MARGIN`` standard errors, as they are typical of all series
+compared. A series of six rounds knows its own noise badly, all together know it well.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from bench.statistics import Floats, Interval, over, ratio
+from bench.statistics import Floats, Interval, half_widths, over, ratio
 
 ALPHA = 0.002
-MARGIN = 1.5  # with 3 + 3 rounds, where a half-width is 2.8 standard errors: 4.2 of them, one alarm in 40,000 series
+MARGIN = 4.0  # of a normal variable, one in 16,000 lies further out: some runs of hundreds of series may be compared
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,8 @@ class Evidence:
     itself: Interval
     judged: Interval
     p: float  # the larger of both
+    error: float  # standard error of the judged ratio's logarithm
     floored: bool
-
-    @property
-    def half_width(self) -> float:
-        """Of the judged ratio's interval, as a difference of logarithms."""
-        return float(np.log(self.judged.high / self.judged.low)) / 2
 
     def direction(self, gate: float) -> int:
         """1 slower, -1 faster, 0 neither is shown."""
@@ -61,16 +57,21 @@ def weigh(
     """
     itself, p = ratio(new, old), _p(old, new)
     if not old_floor or not new_floor:
-        return Evidence(itself, itself, p, floored=False)
+        return Evidence(itself, itself, p, _error(itself, old, new), floored=False)
     a, b = over(old, old_floor), over(new, new_floor)
-    return Evidence(itself, ratio(b, a), max(p, _p(a, b)), floored=True)
+    judged = ratio(b, a)
+    return Evidence(itself, judged, max(p, _p(a, b)), _error(judged, a, b), floored=True)
 
 
 def gate_in_force(gate: float, found: Iterable[Evidence]) -> float:
     """The gate asked for, or what the noise of these runs demands."""
-    widths = [each.half_width for each in found]
-    return max(gate, float(np.expm1(MARGIN * np.median(widths)))) if widths else gate
+    errors = [each.error for each in found]
+    return max(gate, float(np.expm1(MARGIN * np.median(errors)))) if errors else gate
 
 
 def _p(a: list[Floats], b: list[Floats]) -> float:
     return float(mannwhitneyu(np.concatenate(a), np.concatenate(b)).pvalue)
+
+
+def _error(moved: Interval, old: list[Floats], new: list[Floats]) -> float:
+    return float(np.log(moved.high / moved.low)) / 2 / half_widths(len(old), len(new))

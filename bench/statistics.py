@@ -128,10 +128,13 @@ def _widened(centre: float, drawn: Floats, factor: float) -> tuple[float, float]
 
 
 @cache
+def half_widths(*rounds: int) -> float:
+    """Standard errors in half an interval: Student's t, to which each side brings its rounds less one."""
+    freedom = sum(rounds) - len(rounds) if min(rounds) > 1 else np.inf
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
 def _factor(*rounds: int) -> float:
-    """How much too narrow a bootstrap over so few rounds is; two sides pool their degrees of freedom."""
-    if min(rounds) < 2:
-        return 1.0
-    k, tail = min(rounds), (1 + CONFIDENCE) / 2
-    freedom = sum(rounds) - len(rounds)
-    return float(np.sqrt(k / (k - 1)) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
+    """How much too narrow a bootstrap over so few rounds is."""
+    k = min(rounds)
+    return float(np.sqrt(k / (k - 1))) * half_widths(*rounds) / half_widths(1) if k > 1 else 1.0
