@@ -23,8 +23,8 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = forward()
     kept += [tensor.untyped_storage() for tensor in _on_contexts(y)]
-    free = {tensor.untyped_storage().data_ptr() for tensor in owned}
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in kept}
+    free = {tensor.untyped_storage()._cdata for tensor in owned}
+    sizes = {storage._cdata: storage.nbytes() for storage in kept}
     return sum(size for address, size in sizes.items() if address not in free)
 
 
