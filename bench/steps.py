@@ -1,0 +1,129 @@
+"""Where a history steps from one level to another: seeded binary segmentation with a robust CUSUM, all series at once.
+
+Kovács, Bühlmann, Li and Munk, Seeded binary segmentation, Biometrika 110, 2023: windows of the lengths n, n/2, n/4 ...,
+each overlapping the next by half, are split where their two parts differ most; the most certain split is kept, then the
+next one whose window does not hold a kept one. So a rise that was mended soon is found as well as one that stayed.
+
+The statistic of a split after t of n runs is Page's CUSUM, standardised: |c_t - t/n c_n| / sqrt(t (n - t) / n), with c
+the cumulative sum of residuals in units of their noise. Residuals are clipped (Huber's function), so that a run gone
+astray weighs little. The noise is the median absolute difference of neighbouring runs, which a step does not inflate,
+or that of the typical series, where this is more: few runs know their noise badly, all series together know it well.
+The threshold is the normal quantile over the number of splits tried (Bonferroni). A part has two runs at least: one run
+alone is never a step. Levels that differ by no more than the gate are joined again: what is certain and small is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from bench.statistics import Floats
+
+ALPHA = 0.001  # of a false step per series, before the gate is applied, for noise without memory
+FEWEST = 2  # runs on each side of a step
+SHORTEST = 8  # runs in a window; a shorter history has no steps
+CLIP = 3.5  # in units of the noise
+
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """From run ``start`` on (an index into the history), until the next one, the median is ``level``."""
+
+    start: int
+    level: float
+
+
+def exact(values: Floats) -> list[list[Segment]]:
+    """Segments of figures without noise, (series, runs) with NaN where a run has none: every change is a step."""
+    found = []
+    for row in values:
+        there = np.flatnonzero(~np.isnan(row))
+        known = row[there]
+        first = np.ones(len(known), dtype=bool)
+        first[1:] = known[1:] != known[:-1]
+        found.append([Segment(int(start), float(row[start])) for start in there[first]])
+    return found
+
+
+def segments(values: Floats, gate: float) -> list[list[Segment]]:
+    """Segments of positive noisy figures, (series, runs) with NaN where a run has none, oldest run first.
+
+    ``gate`` is the smallest relative difference of levels that counts, 0.04 for 4 %.
+    """
+    order = np.argsort(~np.isnan(values), axis=1, kind="stable")  # what is there moves to the right: the newest align
+    x = np.log(np.take_along_axis(values, order, axis=1))  # (series, runs), NaN first
+    first = np.sum(np.isnan(x), axis=1)
+    splits = _splits(x, _noise(x), x.shape[1] - first)
+    found = []
+    for row, at, begin, of in zip(x, splits, first, order, strict=True):
+        kept = _joined(row, [int(begin), *at], gate) if begin < len(row) else []
+        found.append([Segment(int(of[start]), float(np.exp(level))) for start, level in kept])
+    return found
+
+
+def _splits(x: Floats, noise: Floats, count: Ints) -> list[list[int]]:
+    """Where segments after the first one begin, per series, in order."""
+    runs = x.shape[1]
+    lengths = [runs >> k for k in range(runs.bit_length()) if runs >> k >= SHORTEST]
+    threshold = stats.norm.isf(ALPHA / (4 * np.maximum(count, 1) * max(len(lengths), 1)))  # windows overlap: twice
+    candidates: list[list[tuple[float, int, int, int]]] = [[] for _ in x]
+    for length in lengths:
+        for end in range(runs, length - 1, -max(length // 2, 1)):
+            begin = end - length if end - length >= length // 2 else 0  # what is left over joins the oldest window
+            statistic, at = _best(x[:, begin:end], noise)
+            for i in np.flatnonzero(statistic > threshold):
+                candidates[i].append((float(statistic[i]), begin + int(at[i]), begin, end))
+    return [_chosen(each) for each in candidates]
+
+
+def _best(x: Floats, noise: Floats) -> tuple[Floats, Ints]:
+    """The largest statistic of each series in one window (series, length), and the index that then begins anew."""
+    there = ~np.isnan(x)
+    n = there.sum(axis=1)[:, None]
+    # NaN sorts last
+    middle = np.take_along_axis(np.sort(x, axis=1), np.maximum(n - 1, 0) // 2, axis=1)
+    scaled = np.clip((x - middle) / noise[:, None], -CLIP, CLIP)
+    total = np.cumsum(np.where(there, scaled, 0.0), axis=1)
+    t = np.cumsum(there, axis=1)
+    inside = (t >= FEWEST) & (t <= n - FEWEST) & (n >= SHORTEST)
+    weight = np.sqrt(np.where(inside, t * (n - t), 1) / np.maximum(n, 1))
+    statistic = np.where(inside, np.abs(total - t / np.maximum(n, 1) * total[:, -1:]) / weight, 0.0)
+    best = statistic.argmax(axis=1)
+    return np.take_along_axis(statistic, best[:, None], axis=1)[:, 0], best + 1
+
+
+def _chosen(candidates: list[tuple[float, int, int, int]]) -> list[int]:
+    """The most certain first; a window that holds a chosen start says nothing more."""
+    chosen: list[int] = []
+    for _, at, begin, end in sorted(candidates, reverse=True):
+        if not any(begin < other < end for other in chosen):
+            chosen.append(at)
+    return sorted(chosen)
+
+
+def _noise(x: Floats) -> Floats:
+    """Standard deviation (series,) from the median absolute difference of neighbours."""
+    apart = np.sort(np.abs(np.diff(x, axis=1)), axis=1)  # NaN last
+    count = np.sum(~np.isnan(apart), axis=1)
+    known = count > 0
+    noise = np.zeros(len(x))
+    middle = np.maximum(count - 1, 0) // 2
+    noise[known] = apart[known, middle[known]] / (np.sqrt(2) * stats.norm.ppf(0.75))
+    typical = float(np.median(noise[known])) if known.any() else 0.0
+    return np.maximum(np.maximum(noise, typical), 1e-12)
+
+
+def _joined(x: Floats, starts: list[int], gate: float) -> list[tuple[int, float]]:
+    """Starts and levels after the least different neighbours were joined until all differ beyond the gate."""
+    kept = list(starts)
+    while True:
+        levels = [float(np.median(part)) for part in np.split(x, kept)[1:]]
+        apart = np.abs(np.diff(levels))
+        if not len(apart) or apart.min() > np.log1p(gate):
+            return list(zip(kept, levels, strict=True))
+        del kept[int(apart.argmin()) + 1]
