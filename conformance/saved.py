@@ -23,9 +23,15 @@ def saved_bytes(forward: Callable[[], Tensor], owned: Iterable[Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = forward()
     kept += [tensor.untyped_storage() for tensor in _on_contexts(y)]
-    free = {tensor.untyped_storage()._cdata for tensor in owned}
-    sizes = {storage._cdata: storage.nbytes() for storage in kept}
-    return sum(size for address, size in sizes.items() if address not in free)
+    free = {_identity(tensor.untyped_storage()) for tensor in owned}
+    sizes = {_identity(storage): storage.nbytes() for storage in kept}
+    return sum(size for identity, size in sizes.items() if identity not in free)
+
+
+def _identity(storage: torch.UntypedStorage) -> int:
+    """The address of the storage itself, not of its memory: a fake tensor's storage has none."""
+    address: int = storage._cdata  # noqa: SLF001 - no public name
+    return address
 
 
 def _on_contexts(y: Tensor) -> Iterator[Tensor]:

@@ -102,14 +102,15 @@ def conditions(setting: Setting, gpu: Gpu) -> list[str]:
     """Under which assumptions the figures hold."""
     targets = ", ".join(setting.targets) or "all projections of attention and feed-forward blocks"
     return [
-        f"{setting.backend}, r {setting.r}, on {targets}; model in {setting.dtype}, A and B in {setting.adapter_dtype}.",
-        "One training step after the first: forward, transformers' own cross-entropy, backward, fused AdamW. Its two "
-        f"states have the dtype of what is trained: {setting.adapter_dtype} with LoRA, {setting.dtype} with full "
-        "fine-tuning, which keeps no float32 copy of the weights.",
-        "Memory: tensors at the peak, in blocks of 512 bytes. Not counted: the driver's context (some 0.5 GiB), "
-        "fragmentation, workspaces inside kernels. Fused attention without dropout, no cache of keys and values.",
-        "Time: the roofline of each operation in turn, dense peak rates, no launches, no caches, no fusion, no overlap; "
-        "causal attention is counted in full. It is a bound, not a forecast.",
+        f"{setting.backend}, r {setting.r}, on {targets}.",
+        f"Model in {setting.dtype}, A and B in {setting.adapter_dtype}.",
+        "One training step after the first: forward, transformers' own cross-entropy, backward, fused AdamW.",
+        f"AdamW's two states have the dtype of what is trained: LoRA {setting.adapter_dtype}, full {setting.dtype}.",
+        "Full fine-tuning keeps no float32 copy of the weights.",
+        "Memory: tensors at the peak, in blocks of 512 bytes. Fused attention without dropout, no key-value cache.",
+        "Not counted: the driver's context, fragmentation, workspaces inside kernels.",
+        "Time: a bound, not a forecast. Each operation's roofline in turn; causal attention counts in full.",
+        "Left out of it: launches, caches, fusion, overlap.",
         f"Peak rates and memory of the GPU: {gpu.source}.",
     ]
 

@@ -71,5 +71,5 @@ def device(name: str) -> Gpu:
 
 
 def find(torch_name: str) -> Gpu | None:
-    """The GPU that ``torch.cuda.get_device_name`` calls so, if it is in the table; a variant of another speed is not."""
+    """The GPU that ``torch.cuda.get_device_name`` calls so, if it is in the table. Variants of other speeds are not."""
     return next((gpu for gpu in GPUS.values() if gpu.name == torch_name), None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.models import targets_of
@@ -17,9 +18,7 @@ from bench.simulate.fake import faking, make_fake
 from bench.simulate.language import language_model
 from bench.simulate.step import Step, take
 from bench.simulate.tracker import Category
-from conformance.contract import ModelHandle
 from conformance.discovery import UsageError, load
-from lora_ref.delta import supported
 from lora_ref.errors import LoraError
 from lora_ref.spec import LoraSpec
 from lora_ref.targets import select
@@ -86,18 +85,21 @@ def lora(setting: Setting, gpu: Gpu, *, checkpointing: bool) -> Estimate:
         raise UsageError(
             f"backend {setting.backend!r} serves {', '.join(backend.manifest.dtypes)}, not {setting.dtype}"
         )
-    model = language_model(setting.model, setting.dtype, setting.seq, checkpointing=checkpointing).requires_grad_(False)
+    model = language_model(setting.model, setting.dtype, setting.seq, checkpointing=checkpointing)
+    model.requires_grad_(requires_grad=False)
     targets = setting.targets or targets_of(model)
     try:
-        select(targets, [path for path, module in model.named_modules() if supported(module)])
+        paths = select(targets, [path for path, module in model.named_modules() if isinstance(module, nn.Linear)])
         spec = LoraSpec(setting.r, setting.alpha, targets=targets)
     except LoraError as error:
         raise UsageError(str(error)) from None
-    handle = backend.model.attach(model, spec)
-    for path in handle.sites():
-        for factor in handle.factors(path):
-            factor.data = factor.data.to(getattr(torch, setting.adapter_dtype))
-    return _estimate(setting, gpu, handle.module, handle, checkpointing=checkpointing)
+    weights = {path: tuple(model.get_submodule(path).weight.shape) for path in paths}
+    module = backend.model.attach(model, spec).module
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, setting.adapter_dtype))
+    size = file_bytes(weights, setting.r, setting.adapter_dtype)
+    return _estimate("LoRA", setting, gpu, module, size, checkpointing=checkpointing)
 
 
 def full(setting: Setting, gpu: Gpu, *, checkpointing: bool) -> Estimate:
@@ -107,15 +109,17 @@ def full(setting: Setting, gpu: Gpu, *, checkpointing: bool) -> Estimate:
         UsageError: see ``language_model``.
     """
     model = language_model(setting.model, setting.dtype, setting.seq, checkpointing=checkpointing)
-    return _estimate(setting, gpu, model, None, checkpointing=checkpointing)
+    return _estimate("full", setting, gpu, model, None, checkpointing=checkpointing)
 
 
-def _estimate(setting: Setting, gpu: Gpu, module: Any, handle: ModelHandle | None, *, checkpointing: bool) -> Estimate:
+def _estimate(
+    method: str, setting: Setting, gpu: Gpu, module: Any, size: int | None, *, checkpointing: bool
+) -> Estimate:
     step = _step(module, setting)
     seconds = [roofline.seconds(work, gpu) for work in step.works]
     bound = [roofline.bound(work, gpu) for work in step.works]
     return Estimate(
-        method="full" if handle is None else "LoRA",
+        method=method,
         checkpointing=checkpointing,
         memory=step.tracker.at_peak(),
         peak=step.tracker.peak,
@@ -126,7 +130,7 @@ def _estimate(setting: Setting, gpu: Gpu, module: Any, handle: ModelHandle | Non
         tokens=setting.batch * setting.seq,
         total_params=sum(p.numel() for p in module.parameters()),
         trainable_params=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        file_bytes=None if handle is None else file_bytes(handle),
+        file_bytes=size,
     )
 
 

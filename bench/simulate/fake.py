@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor, device, nn
@@ -32,7 +33,8 @@ def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
         return made[tensor]
 
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers, vars(part)):  # noqa: SLF001 - past the checks of a setter
+        owned: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))  # noqa: SLF001 - past the checks of a setter
+        for tensors in owned:
             for name, tensor in tensors.items():
                 if isinstance(tensor, Tensor):
                     tensors[name] = fake(tensor)

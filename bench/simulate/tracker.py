@@ -58,7 +58,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
         self._time = 0
@@ -74,7 +74,8 @@ class Tracker(TorchDispatchMode):
 
     def watch(self, leaves: Iterable[Tensor]) -> None:
         """What becomes the ``grad`` of one of these leaves counts as a gradient, until the tracker is left."""
-        self._hooks += [leaf.register_post_accumulate_grad_hook(self._accumulated) for leaf in leaves]
+        for leaf in leaves:
+            self._hooks.append(leaf.register_post_accumulate_grad_hook(self._accumulated))  # type: ignore[no-untyped-call]
 
     def forward_ended(self) -> None:
         """The passing values that still live are no passing values: they are what the backward needs."""
@@ -102,6 +103,8 @@ class Tracker(TorchDispatchMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # a question, such as on which device a fake tensor pretends to be
+            return func(*args, **kwargs)
         for value in tree_iter((args, kwargs)):
             if isinstance(value, Tensor):
                 self._see(value, Category.INPUTS)
@@ -158,4 +161,4 @@ def _died(tracker: weakref.ref[Tracker], key: int, reference: weakref.ref[Any]) 
 
 def _recomputing() -> bool:
     """A backward runs without recording a graph, unless it runs a forward again: inside it, a checkpoint's."""
-    return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()  # type: ignore[attr-defined]  # noqa: SLF001
+    return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()  # noqa: SLF001

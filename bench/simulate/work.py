@@ -42,7 +42,7 @@ class Work(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pieces: Counter[Piece] = Counter()
 
     @property
@@ -67,10 +67,11 @@ class Work(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace != "prim":  # questions such as prim.device, which fake tensors ask and real ones do not
-            formula = FLOPS.get(func.overloadpacket)
-            flops = formula(*args, **kwargs, out_val=out) if formula else 0
-            self.pieces[Piece(flops, _moved(func, args, kwargs, out), _dtype(out, args))] += 1
+        if func.namespace == "prim":  # questions such as prim.device, which fake tensors ask and real ones do not
+            return out
+        formula = FLOPS.get(func.overloadpacket)
+        flops = formula(*args, **kwargs, out_val=out) if formula else 0
+        self.pieces[Piece(flops, _moved(func, args, kwargs, out), _dtype(out, args))] += 1
         return out
 
 
@@ -97,7 +98,8 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     return (value for value in tree_iter(tree) if isinstance(value, Tensor))
 
 
-def _place(tensor: Tensor) -> tuple[int, int, torch.Size, tuple[int, ...]]:
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """The storage first, then what of it."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()  # noqa: SLF001
 
 
