@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,13 @@ class RunFileError(Exception):
     """One line: which file, and what is wrong with it."""
 
 
+class CorruptError(RunFileError):
+    """It is no whole Parquet file."""
+
+
 @dataclass(frozen=True)
 class Aside:
-    """A file that was renamed, since it cannot be read; nothing is ever deleted."""
+    """A file that cannot be read, under its new name; nothing is ever deleted."""
 
     path: Path
     why: str
@@ -52,39 +58,41 @@ def write(rows: pa.Table, path: Path) -> None:
     Raises:
         UsageError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # not by tempfile, whose files nobody else may read
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    except OSError as error:
-        raise UsageError(f"{path.parent} cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             pq.write_table(rows, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        part.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder could not be made, nothing is to be removed
+            part.unlink()
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """One run.
 
     Raises:
-        RunFileError: no Parquet file, or one of another schema.
+        CorruptError: no whole Parquet file.
+        RunFileError: a Parquet file of another schema, or one that may not be read.
     """
     try:
-        found = pq.read_table(path, columns=columns, memory_map=True, partitioning=None)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise RunFileError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})") from None
-    version = (found.schema.metadata or {}).get(_MARK)
+        # Runs are small and many: starting threads would take longer than reading does.
+        with pq.ParquetFile(path, memory_map=True) as file:
+            version = (file.schema_arrow.metadata or {}).get(_MARK)
+            if version == str(SCHEMA_VERSION).encode():
+                return file.read(columns=columns, use_threads=False)
+    except PermissionError:
+        raise RunFileError(f"{path}: may not be read") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})") from None
     if version is None:
         raise RunFileError(f"{path}: a Parquet file, but not one of lora-bench")
-    if version != str(SCHEMA_VERSION).encode():
-        raise RunFileError(f"{path}: schema {version.decode()}, and this version reads {SCHEMA_VERSION}")
-    return found
+    raise RunFileError(f"{path}: schema {version.decode()}, and this version reads {SCHEMA_VERSION}")
 
 
 def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[Aside]]:
@@ -104,12 +112,21 @@ def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, l
     for path in sorted(where.glob("*.parquet")):
         try:
             tables.append(read(path, columns))
+        except CorruptError as error:
+            if path.exists():  # or else another reader set it aside meanwhile
+                aside.append(_set_aside(path, str(error)))
         except RunFileError as error:
-            if "schema" in str(error) or "not one of" in str(error):
-                raise UsageError(str(error)) from None
-            moved = path.with_name(path.name + ".corrupt")
-            path.rename(moved)
-            aside.append(Aside(moved, str(error)))
+            raise UsageError(str(error)) from None
     if not tables:
         raise UsageError(f"{where}: holds no run of lora-bench" + "".join(f"; {a.why}, set aside" for a in aside))
     return pa.concat_tables(tables), aside
+
+
+def _set_aside(path: Path, why: str) -> Aside:
+    """Renamed to a name that is free; left where it is if the folder may not be written."""
+    names = (path.with_name(f"{path.name}.corrupt{n or ''}") for n in itertools.count())
+    target = next(name for name in names if not name.exists())
+    try:
+        return Aside(path.rename(target), why)
+    except OSError:
+        return Aside(path, why)
