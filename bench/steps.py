@@ -55,8 +55,7 @@ def segments(values: Floats, gate: float) -> list[list[Segment]]:
 
     ``gate`` is the smallest relative difference of levels that counts, 0.04 for 4 %.
     """
-    order = np.argsort(~np.isnan(values), axis=1, kind="stable")  # what is there moves to the right: the newest align
-    x = np.log(np.take_along_axis(values, order, axis=1))  # (series, runs), NaN first
+    order, x = _aligned(values)
     first = np.sum(np.isnan(x), axis=1)
     splits = _splits(x, _noise(x), x.shape[1] - first)
     found = []
@@ -106,8 +105,18 @@ def _chosen(candidates: list[tuple[float, int, int, int]]) -> list[int]:
     return sorted(chosen)
 
 
+def noise(values: Floats) -> Floats:
+    """Relative standard deviation (series,) of positive figures (series, runs) from run to run, steps left aside."""
+    return _noise(_aligned(values)[1])
+
+
+def _aligned(values: Floats) -> tuple[Ints, Floats]:
+    """Logarithms with NaN moved to the left, so that the newest of every series align; and where each came from."""
+    order = np.argsort(~np.isnan(values), axis=1, kind="stable")
+    return order, np.log(np.take_along_axis(values, order, axis=1))
+
+
 def _noise(x: Floats) -> Floats:
-    """Standard deviation (series,) from the median absolute difference of neighbours."""
     apart = np.sort(np.abs(np.diff(x, axis=1)), axis=1)  # NaN last
     count = np.sum(~np.isnan(apart), axis=1)
     known = count > 0
