@@ -1,9 +1,9 @@
 """A folder of runs as series: each figure from run to run, where it stepped, and how the newest run stands.
 
-The newest run alarms in a series if its level is worse, by more than the gate, than the level that stood ``RECENT`` runs
-of the series before. So a regression alarms from the second run that shows it (the first one of a deterministic figure)
-until it is mended, or for ``RECENT`` runs: then it is the level. A time must have moved itself, too, and not only in
-relation to a floor that got faster: by half the gate, as in ``bench.evidence``.
+The newest run alarms in a series if its level is worse, by more than the gate, than the level that stood ``RECENT``
+runs of the series before. So a regression alarms from the second run that shows it (the first one of a deterministic
+figure) until it is mended, or for ``RECENT`` runs: then it is the level. A time must have moved itself, too, and not
+only in relation to a floor that got faster: by half the gate, as in ``bench.evidence``.
 """
 
 from __future__ import annotations
