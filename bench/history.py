@@ -171,11 +171,12 @@ def _course(
     moved = level - before[-1].level
     if abs(moved) > gate * before[-1].level:
         worse = moved * sign > 0
-        return (Course.CHANGED if sign == 0 else Course.WORSE if worse else Course.BETTER), ""
+        told = f"({moved / before[-1].level:+.1%})" if gate else ""
+        return (Course.CHANGED if sign == 0 else Course.WORSE if worse else Course.BETTER), told
     if recent and sign:
         return Course.STEADY, "recovered"
     if abs(newest - level) > max(gate, APART * noise) * level:
-        return Course.APART, f"{newest / level - 1:+.1%}"
+        return Course.APART, f"({newest / level - 1:+.1%})"
     return Course.STEADY, ""
 
 

@@ -1,0 +1,140 @@
+"""``history``: how every figure went from run to run, where it stepped, and whether the newest run may stand."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench import store
+from bench.commands.compare import figure
+from bench.history import COLUMNS, RECENT, Course, Judged, Runs, gather, judge
+from bench.record import METRICS
+from bench.statistics import Floats
+from conformance.discovery import UsageError
+from reports.escape import inline
+from reports.escape import markdown as escaped
+
+SHOWN = 40  # series in a table; the rest is counted
+NEWEST = 30  # runs in a sparkline
+_BARS = "▁▂▃▄▅▆▇█"
+_COLOURS = {Course.BROKEN: "bold red", Course.WORSE: "red", Course.APART: "yellow", Course.BETTER: "green"}
+_HEAD = ["course", "backend", "metric", "case", "newest", f"last {NEWEST} runs", "steps"]
+
+
+def execute(folder: Path, *, backend: str | None, metric: str | None, gate: float, markdown: Path | None) -> int:
+    """Exit status 1 if the newest run stands after a recent step to the worse, or lost a figure; ``bench.history``.
+
+    Options of the command: ``DIR --backend NAME`` (default: all), ``--metric NAME`` (default: all that are judged),
+    ``--gate 0.04`` (relative, for times; memory has gates of its own) and ``--markdown FILE``.
+
+    Raises:
+        UsageError: no such metric, nothing there, or the file cannot be written.
+    """
+    if metric is not None and metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METRICS)}"
+        raise UsageError(f"unknown metric {metric!r}: {hint}")
+    table, aside = store.load(folder, COLUMNS)
+    runs = gather(table, backend, metric)
+    judged = judge(runs, gate)
+    remarks = [_legend(gate), *(f"set aside as {each.path.name}: {each.why}" for each in aside)]
+    _show(runs, judged, remarks)
+    if markdown is not None:
+        try:
+            markdown.write_text(comment(runs, judged, remarks), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{markdown} cannot be written: {error.strerror}") from None
+    return int(any(each.course.alarm for each in judged))
+
+
+def comment(runs: Runs, judged: list[Judged], remarks: list[str]) -> str:
+    """Markdown: what is not steady, and the counts."""
+    alarms = sum(each.course.alarm for each in judged)
+    lines = [f"### History: {alarms or 'no'} alarm{'s' if alarms != 1 else ''} in {len(judged)} series", ""]
+    lines += [_counts(judged), "", escaped(_title(runs)), ""]
+    listed = [each for each in judged if each.course not in {Course.STEADY, Course.ABSENT}]
+    if listed:
+        rows = [_HEAD, ["---"] * len(_HEAD), *([escaped(c) for c in _cells(runs, each)] for each in listed[:SHOWN])]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [f"\n… and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []
+        lines.append("")
+    lines += [f"- {escaped(remark)}" for remark in remarks]
+    return "\n".join(lines) + "\n"
+
+
+def sparkline(values: Floats) -> str:
+    """One character per run, a space where there is none; the height spans what was seen, 10 % of it at least.
+
+    So noise of a per cent stays flat, and does not look like a mountain range.
+    """
+    seen = values[~np.isnan(values)]
+    if not len(seen):
+        return ""
+    low, high = float(seen.min()), float(seen.max())
+    span = max(high - low, 0.1 * abs(high)) or 1.0
+    heights = (values - (low + high) / 2) / span + 0.5
+    return "".join(" " if np.isnan(h) else _BARS[min(int(h * len(_BARS)), len(_BARS) - 1)] for h in heights)
+
+
+def _show(runs: Runs, judged: list[Judged], remarks: list[str]) -> None:
+    console = Console(highlight=False)
+    console.print(Text(inline(_title(runs))))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for each in judged[:SHOWN]:
+        course, backend, metric, case, newest, line, stepped = map(str, _cells(runs, each))
+        what = Text(f"{backend} · {metric} · {case}\n")
+        what.append(f"{line}  {newest}", _COLOURS.get(each.course, ""))
+        what.append(f"   {stepped}" if stepped else "", "dim")
+        table.add_row(Text(course, _COLOURS.get(each.course, "")), what)
+    console.print(table)
+    if len(judged) > SHOWN:
+        console.print(f"… and {len(judged) - SHOWN} more")
+    console.print(Text(_counts(judged), "bold"))
+    for remark in remarks:
+        console.print(Text(f"- {inline(remark)}"))
+
+
+def _cells(runs: Runs, each: Judged) -> list[str]:
+    """As under ``_HEAD``."""
+    unit = METRICS[each.metric].unit
+    there = each.values[~np.isnan(each.values)]
+    gone = each.course in {Course.BROKEN, Course.ABSENT} or not len(there)
+    newest = " ".join(part for part in ("" if gone else figure(there[-1], unit), each.note) if part)
+    line = sparkline(each.values[-NEWEST:])
+    return [each.course, each.backend, each.metric, each.case_id, newest, line, _chain(runs, each, unit)]
+
+
+def _chain(runs: Runs, each: Judged, unit: str) -> str:
+    """The last three steps: level, then each new level with the run that began it."""
+    stepped = each.stepped[-3:]
+    levels = [f"{figure(after, unit)} ({_run(runs, at)})" for at, _, after in stepped]
+    return " → ".join([figure(stepped[0][1], unit), *levels]) if stepped else ""
+
+
+def _run(runs: Runs, at: int) -> str:
+    run = runs.runs.iloc[at]
+    dirty = "+" if str(run["dirty"]) == "True" else ""  # it may be missing
+    return f"{run['timestamp']:%Y-%m-%d} {str(run['commit'])[:10]}{dirty}"
+
+
+def _title(runs: Runs) -> str:
+    first, last, n = runs.runs.iloc[0]["timestamp"], runs.runs.iloc[-1]["timestamp"], len(runs.runs)
+    return f"{n} run{'s' if n != 1 else ''}, {first:%Y-%m-%d} to {last:%Y-%m-%d}; newest {_run(runs, n - 1)}"
+
+
+def _counts(judged: list[Judged]) -> str:
+    count = Counter(each.course for each in judged)
+    return " · ".join(f"{count[course]} {course}" for course in Course if count[course])
+
+
+def _legend(gate: float) -> str:
+    return (
+        f"worse: since one of the last {RECENT} runs the level is worse by more than the gate ({gate:.1%} for times); "
+        "apart: the newest run alone is out; times are shown at the typical speed of the bare layer"
+    )
