@@ -65,7 +65,7 @@ def device(name: str) -> Gpu:
     key = name.lower().replace(" ", "-").replace("_", "-")
     if key in GPUS:
         return GPUS[key]
-    near = difflib.get_close_matches(key, GPUS, n=2, cutoff=0.4)
+    near = [known for known in GPUS if known.startswith(key)] or difflib.get_close_matches(key, GPUS, n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(GPUS)}"
     raise UsageError(f"unknown GPU {name!r}: {hint}")
 
