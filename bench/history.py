@@ -171,12 +171,12 @@ def _course(
     moved = level - before[-1].level
     if abs(moved) > gate * before[-1].level:
         worse = moved * sign > 0
-        told = f"({moved / before[-1].level:+.1%})" if gate else ""
+        told = f"({moved / before[-1].level:+.1%})" if gate and before[-1].level else ""
         return (Course.CHANGED if sign == 0 else Course.WORSE if worse else Course.BETTER), told
     if recent and sign:
         return Course.STEADY, "recovered"
     if abs(newest - level) > max(gate, APART * noise) * level:
-        return Course.APART, f"({newest / level - 1:+.1%})"
+        return Course.APART, f"({newest / level - 1:+.1%})" if level else ""
     return Course.STEADY, ""
 
 

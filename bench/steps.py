@@ -24,7 +24,7 @@ from bench.statistics import Floats
 
 ALPHA = 0.001  # of a false step per series, before the gate is applied, for noise without memory
 FEWEST = 2  # runs on each side of a step
-SHORTEST = 8  # runs in a window; a shorter history has no steps
+SHORTEST = 8  # runs in a window; a shorter history has no steps: comparing two runs is for that
 CLIP = 3.5  # in units of the noise
 
 Ints = NDArray[np.intp]
@@ -51,7 +51,7 @@ def exact(values: Floats) -> list[list[Segment]]:
 
 
 def segments(values: Floats, gate: float) -> list[list[Segment]]:
-    """Segments of positive noisy figures, (series, runs) with NaN where a run has none, oldest run first.
+    """Segments of noisy figures, none negative, (series, runs) with NaN where a run has none, oldest run first.
 
     ``gate`` is the smallest relative difference of levels that counts, 0.04 for 4 %.
     """
@@ -59,9 +59,10 @@ def segments(values: Floats, gate: float) -> list[list[Segment]]:
     first = np.sum(np.isnan(x), axis=1)
     splits = _splits(x, _noise(x), x.shape[1] - first)
     found = []
-    for row, at, begin, of in zip(x, splits, first, order, strict=True):
-        kept = _joined(row, [int(begin), *at], gate) if begin < len(row) else []
-        found.append([Segment(int(of[start]), float(np.exp(level))) for start, level in kept])
+    for given, row, at, begin, of in zip(values, x, splits, first, order, strict=True):
+        kept = of[_joined(row, [int(begin), *at], gate)] if begin < len(row) else []
+        levels = [np.nanmedian(part) for part in np.split(given, kept)[1:]]
+        found.append([Segment(int(start), float(level)) for start, level in zip(kept, levels, strict=True)])
     return found
 
 
@@ -113,7 +114,8 @@ def noise(values: Floats) -> Floats:
 def _aligned(values: Floats) -> tuple[Ints, Floats]:
     """Logarithms with NaN moved to the left, so that the newest of every series align; and where each came from."""
     order = np.argsort(~np.isnan(values), axis=1, kind="stable")
-    return order, np.log(np.take_along_axis(values, order, axis=1))
+    positive = np.maximum(values, np.finfo(np.float64).tiny)  # memory may be 0; NaN stays
+    return order, np.log(np.take_along_axis(positive, order, axis=1))
 
 
 def _noise(x: Floats) -> Floats:
@@ -127,12 +129,12 @@ def _noise(x: Floats) -> Floats:
     return np.maximum(np.maximum(noise, typical), 1e-12)
 
 
-def _joined(x: Floats, starts: list[int], gate: float) -> list[tuple[int, float]]:
-    """Starts and levels after the least different neighbours were joined until all differ beyond the gate."""
+def _joined(x: Floats, starts: list[int], gate: float) -> list[int]:
+    """What is left of the starts after the least different neighbours were joined until all differ beyond the gate."""
     kept = list(starts)
     while True:
         levels = [float(np.median(part)) for part in np.split(x, kept)[1:]]
         apart = np.abs(np.diff(levels))
         if not len(apart) or apart.min() > np.log1p(gate):
-            return list(zip(kept, levels, strict=True))
+            return kept
         del kept[int(apart.argmin()) + 1]
