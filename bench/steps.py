@@ -2,14 +2,16 @@
 
 Kovács, Bühlmann, Li and Munk, Seeded binary segmentation, Biometrika 110, 2023: windows of the lengths n, n/2, n/4 ...,
 each overlapping the next by half, are split where their two parts differ most; the most certain split is kept, then the
-next one whose window does not hold a kept one. So a rise that was mended soon is found as well as one that stayed.
+next one whose window does not hold a kept one; and what lies between kept ones is split again. So a rise that was
+mended soon is found as well as one that stayed.
 
 The statistic of a split after t of n runs is Page's CUSUM, standardised: |c_t - t/n c_n| / sqrt(t (n - t) / n), with c
 the cumulative sum of residuals in units of their noise. Residuals are clipped (Huber's function), so that a run gone
 astray weighs little. The noise is the median absolute difference of neighbouring runs, which a step does not inflate,
 or that of the typical series, where this is more: few runs know their noise badly, all series together know it well.
-The threshold is the normal quantile over the number of splits tried (Bonferroni). A part has two runs at least: one run
-alone is never a step. Levels that differ by no more than the gate are joined again: what is certain and small is none.
+The threshold is the normal quantile over the number of splits tried (Bonferroni). A level has three runs at least, so
+that no run alone makes one, and the newest level two, so that a step is found on the second night. Levels that differ
+by no more than the gate are joined again: what is certain and small is none.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from scipy import stats
 from bench.statistics import Floats
 
 ALPHA = 0.001  # of a false step per series, before the gate is applied, for noise without memory
-FEWEST = 2  # runs on each side of a step
+FEWEST = 3  # runs of a level
+NEWEST = 2  # of the newest one
 SHORTEST = 8  # runs in a window; a shorter history has no steps: comparing two runs is for that
 CLIP = 3.5  # in units of the noise
 
@@ -73,16 +76,24 @@ def _splits(x: Floats, noise: Floats, count: Ints) -> list[list[int]]:
     threshold = stats.norm.isf(ALPHA / (4 * np.maximum(count, 1) * max(len(lengths), 1)))  # windows overlap: twice
     candidates: list[list[tuple[float, int, int, int]]] = [[] for _ in x]
     for length in lengths:
-        for end in range(runs, length - 1, -max(length // 2, 1)):
+        for end in range(runs, length - 1, -(length // 2)):
             begin = end - length if end - length >= length // 2 else 0  # what is left over joins the oldest window
-            statistic, at = _best(x[:, begin:end], noise)
-            for i in np.flatnonzero(statistic > threshold):
+            statistic, at = _best(x[:, begin:end], noise, NEWEST if end == runs else FEWEST)
+            for i in np.flatnonzero((statistic > threshold) & (count >= SHORTEST)):
                 candidates[i].append((float(statistic[i]), begin + int(at[i]), begin, end))
-    return [_chosen(each) for each in candidates]
+    chosen = [_chosen(each) for each in candidates]
+    for i in np.flatnonzero([bool(each) for each in chosen]):
+        chosen[i] = _again(
+            x[i : i + 1], noise[i : i + 1], [runs - int(count[i]), *chosen[i], runs], float(threshold[i])
+        )
+    return chosen
 
 
-def _best(x: Floats, noise: Floats) -> tuple[Floats, Ints]:
-    """The largest statistic of each series in one window (series, length), and the index that then begins anew."""
+def _best(x: Floats, noise: Floats, after: int) -> tuple[Floats, Ints]:
+    """The largest statistic of each series in one window (series, length), and the index that then begins anew.
+
+    There are ``after`` runs at least from that index on.
+    """
     there = ~np.isnan(x)
     n = there.sum(axis=1)[:, None]
     # NaN sorts last
@@ -90,7 +101,7 @@ def _best(x: Floats, noise: Floats) -> tuple[Floats, Ints]:
     scaled = np.clip((x - middle) / noise[:, None], -CLIP, CLIP)
     total = np.cumsum(np.where(there, scaled, 0.0), axis=1)
     t = np.cumsum(there, axis=1)
-    inside = (t >= FEWEST) & (t <= n - FEWEST) & (n >= SHORTEST)
+    inside = (t >= FEWEST) & (t <= n - after)
     weight = np.sqrt(np.where(inside, t * (n - t), 1) / np.maximum(n, 1))
     statistic = np.where(inside, np.abs(total - t / np.maximum(n, 1) * total[:, -1:]) / weight, 0.0)
     best = statistic.argmax(axis=1)
@@ -101,9 +112,22 @@ def _chosen(candidates: list[tuple[float, int, int, int]]) -> list[int]:
     """The most certain first; a window that holds a chosen start says nothing more."""
     chosen: list[int] = []
     for _, at, begin, end in sorted(candidates, reverse=True):
-        if not any(begin < other < end for other in chosen):
+        if not any(begin < other < end or abs(at - other) < FEWEST for other in chosen):
             chosen.append(at)
     return sorted(chosen)
+
+
+def _again(x: Floats, noise: Floats, bounds: list[int], threshold: float) -> list[int]:
+    """The inner ones of the bounds of one series (1, runs), and those at which the parts between them split again."""
+    at = 0
+    while at + 1 < len(bounds):
+        begin, end = bounds[at : at + 2]
+        statistic, inside = _best(x[:, begin:end], noise, NEWEST if end == x.shape[1] else FEWEST)
+        if statistic[0] > threshold:
+            bounds.insert(at + 1, begin + int(inside[0]))
+        else:
+            at += 1
+    return bounds[1:-1]
 
 
 def noise(values: Floats) -> Floats:
@@ -133,8 +157,19 @@ def _joined(x: Floats, starts: list[int], gate: float) -> list[int]:
     """What is left of the starts after the least different neighbours were joined until all differ beyond the gate."""
     kept = list(starts)
     while True:
-        levels = [float(np.median(part)) for part in np.split(x, kept)[1:]]
+        levels = np.array([np.median(part) for part in np.split(x, kept)[1:]])
         apart = np.abs(np.diff(levels))
         if not len(apart) or apart.min() > np.log1p(gate):
-            return kept
+            return _placed(x, kept, levels)
         del kept[int(apart.argmin()) + 1]
+
+
+def _placed(x: Floats, starts: list[int], levels: Floats) -> list[int]:
+    """Each start moved by one where the run there is closer to the other level: clipping blurs large steps a little."""
+    placed = starts[:1]
+    for start, before, after in zip(starts[1:], levels[:-1], levels[1:], strict=True):
+        middle, up = (before + after) / 2, after > before
+        late, early = (x[start] > middle) != up, (x[start - 1] > middle) == up
+        move = 1 if late and not early and start + 1 < len(x) else -1 if early and not late else 0
+        placed.append(start + move)
+    return placed

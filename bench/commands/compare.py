@@ -143,7 +143,7 @@ def figure(value: float | None, unit: str) -> str:
     """A value with its unit: whole figures in full, since one byte more counts, others with four digits."""
     if value is None or not np.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if value == round(value) else f"{value:#,.4g}".rstrip(".")
+    text = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:#,.4g}".rstrip(".")
     return text if unit == "1" else f"{text} {unit}"
 
 
@@ -167,9 +167,7 @@ def _about(before: Side, after: Side) -> list[str]:
     for name in ABOUT:
         old, new = before.values(name), after.values(name)
         if old != new:
-            told.append(
-                f"{name} differs: {', '.join(sorted(old - new)) or 'none'} → {', '.join(sorted(new - old)) or 'none'}"
-            )
+            told.append(f"{name} differs: {', '.join(sorted(old)) or 'none'} → {', '.join(sorted(new)) or 'none'}")
     if before.values("commit") == after.values("commit"):
         told.append("both runs are of the same commit")
     aside = {each.path: each for each in (*before.aside, *after.aside)}

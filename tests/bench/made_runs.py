@@ -70,7 +70,11 @@ def run(
     generator: np.random.Generator, noise: Noise = USUAL, cases: int = 1, shift: float = 0.0, number: int = 0
 ) -> pa.Table:
     """Times and two figures of memory, as run ``number`` of a nightly history."""
-    labels = {"run_id": f"run{number}", "timestamp": START + timedelta(days=number), "commit": f"{number + 0xC0FFEE:08x}" + "0" * 32}
+    labels = {
+        "run_id": f"run{number}",
+        "timestamp": START + timedelta(days=number),
+        "commit": f"{number + 0xC0FFEE:08x}" + "0" * 32,
+    }
     rows = times(generator, noise, cases, shift, **labels)
     for n in range(cases):
         rows.append(row(n, "a", "saved_bytes", 1_000_000.0, **labels))
