@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from made_runs import QUIET, case, row, run, times
 
+from bench.evidence import ALPHA
 from bench.record import METRICS
 from bench.regression import DERIVED, EXACT, MEMORY_GATES, Change, Verdict, compare
 from bench.store import table
@@ -85,8 +86,19 @@ class TestTime:
         assert found.floor == pytest.approx([1.2], rel=0.02)
 
     def test_a_faster_floor_is_no_slower_backend(self) -> None:
-        found = compared(quiet(1), quiet(2, scaled(0.8, "frozen")))
-        assert found["a", "time_ms"].verdict is Verdict.AMBIGUOUS
+        def edit(each: dict[str, Any]) -> None:
+            scaled(0.8, "frozen")(each)
+            scaled(1.012, "a")(each)
+
+        change = compared(quiet(1), quiet(1, edit))["a", "time_ms"]
+        assert change.p is not None
+        assert change.p < ALPHA
+        assert (change.verdict, change.note) == (Verdict.AMBIGUOUS, "the time itself: +1.2%")
+
+    def test_too_few_samples_show_nothing_however_far_apart(self) -> None:
+        old, new = ([row(0, "a", "first_ms", v, samples=[v, v, v], rounds=[1, 1, 1], n=3)] for v in (1.0, 9.0))
+        change = compared(old, new)["a", "first_ms"]
+        assert change.verdict is Verdict.AMBIGUOUS
 
     def test_what_not_all_rounds_show_is_ambiguous(self) -> None:
         def disturb(each: dict[str, Any]) -> None:
