@@ -1,8 +1,9 @@
 """Two runs, series by series: what changed, and whether that can be believed.
 
 Deterministic figures must be equal. Memory must stay within a gate of its own. Times are judged by ``bench.evidence``.
-A series that had a value and now has a status instead is broken. The times of the bare frozen layer are context, shown
-and never a regression.
+What an allocator reserved, or a process held, depends also on the cases that ran before: where those differ, it shows
+nothing. A series that had a value and now has a status instead is broken. The times of the bare frozen layer are
+context, shown and never a regression.
 """
 
 from __future__ import annotations
@@ -108,18 +109,19 @@ def compare(old: pa.Table, new: pa.Table, gate: float = GATE) -> Comparison:
     timed = {key: found for key in shared if (found := _evidence(key, before, after))}
     noise = [found for key, found in timed.items() if key.metric == "time_ms" and key.backend != FROZEN]
     in_force = gate_in_force(gate, noise)
+    mixed = {key.backend for key in before.keys() ^ after.keys() if key.metric == "peak_reserved"}
     changes = []
     for key in {**before, **after}:
-        old_row, new_row, found = before.get(key), after.get(key), timed.get(key)
         if key.metric in DERIVED:
             continue
+        old_row, new_row, found = before.get(key), after.get(key), timed.get(key)
         if old_row is None or new_row is None:
             changes.append(_change(key, Verdict.NEW if old_row is None else Verdict.MISSING, old_row, new_row))
         elif found is not None:
             verdict, note = _time(key, found, gate, in_force)
             changes.append(_change(key, verdict, old_row, new_row, found.judged, found.p, note))
         else:
-            verdict, note = _figure(key, old_row, new_row)
+            verdict, note = _figure(key, old_row, new_row, gate, alike=key.backend not in mixed)
             changes.append(_change(key, verdict, old_row, new_row, _plain(old_row, new_row), None, note))
     order = list(Verdict)
     changes.sort(key=lambda c: (order.index(c.verdict), -_size(c), c.case_id, c.backend, c.metric))
@@ -175,15 +177,18 @@ def _time(key: Key, found: Evidence, gate: float, in_force: float) -> tuple[Verd
     return verdict, f"the time itself: {found.itself.median - 1:+.1%}"
 
 
-def _figure(key: Key, old: Row, new: Row) -> tuple[Verdict, str]:
-    """A status, or figures without samples to test."""
+def _figure(key: Key, old: Row, new: Row, gate: float, *, alike: bool) -> tuple[Verdict, str]:
+    """A status, or figures without samples to test; ``alike``: the backend ran the same cases in both runs."""
     if {old["status"], new["status"]} != {Status.OK}:
         return _status(old["status"], new["status"]), _statuses(old, new)
     if key.metric in EXACT:
         return _exact(key.metric, old["value"], new["value"]), ""
     if key.metric in MEMORY_GATES:
-        return _memory(old, new, MEMORY_GATES[key.metric]), ""
-    same = old["value"] == new["value"]
+        verdict = _memory(old, new, MEMORY_GATES[key.metric])
+        if key.metric == "peak_reserved" and verdict is not Verdict.SAME and not alike:
+            return Verdict.AMBIGUOUS, "other cases ran before in the same process"
+        return verdict, ""
+    same = abs(new["value"] - old["value"]) <= gate * old["value"]
     return (Verdict.SAME, "") if same else (Verdict.AMBIGUOUS, "no samples to judge by")
 
 

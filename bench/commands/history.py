@@ -86,15 +86,16 @@ def _show(runs: Runs, judged: list[Judged], remarks: list[str]) -> None:
     console = Console(highlight=False)
     console.print(Text(inline(_title(runs))))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for each in judged[:SHOWN]:
+    listed = [each for each in judged if each.course is not Course.ABSENT]
+    for each in listed[:SHOWN]:
         course, backend, metric, case, newest, line, stepped = map(str, _cells(runs, each))
         what = Text(f"{backend} · {metric} · {case}\n")
         what.append(f"{line}  {newest}", _COLOURS.get(each.course, ""))
         what.append(f"   {stepped}" if stepped else "", "dim")
         table.add_row(Text(course, _COLOURS.get(each.course, "")), what)
     console.print(table)
-    if len(judged) > SHOWN:
-        console.print(f"… and {len(judged) - SHOWN} more")
+    if len(listed) > SHOWN:
+        console.print(f"… and {len(listed) - SHOWN} more")
     console.print(Text(_counts(judged), "bold"))
     for remark in remarks:
         console.print(Text(f"- {inline(remark)}"))

@@ -64,6 +64,13 @@ class TestMemory:
         new = row(0, "a", "peak_reserved", 103.0, samples=[103.0, 103.0, 103.0])
         assert compared([old], [new])["a", "peak_reserved"].verdict is Verdict.AMBIGUOUS
 
+    def test_a_process_that_held_other_cases_before_shows_nothing(self) -> None:
+        old, new = ([row(0, "a", "peak_reserved", v)] for v in (1e8, 2e8))
+        other = [row(1, "a", "peak_reserved", 1e8)]
+        assert compared(old, new)["a", "peak_reserved"].verdict is Verdict.WORSE
+        found = compare(table(old), table([*new, *other])).changes
+        assert [each.verdict for each in found] == [Verdict.AMBIGUOUS, Verdict.NEW]
+
 
 class TestTime:
     def test_a_slowdown_and_a_speedup(self) -> None:

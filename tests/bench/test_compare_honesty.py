@@ -32,7 +32,7 @@ def of(found: Comparison, backend: str) -> list[Verdict]:
 def test_no_alarm_in_a_hundred_comparisons_of_the_same(noise: Noise) -> None:
     generator = np.random.default_rng(20)
     for _ in range(100):
-        found = compare(run(generator, noise, cases=4), run(generator, noise, cases=4))
+        found = compare(run(generator, noise, cases=3), run(generator, noise, cases=3))
         assert not found.regressed
         assert not any(each.verdict.improvement for each in found.changes)
 
