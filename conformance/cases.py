@@ -253,7 +253,11 @@ class Arrays:
             d_rows @ case.geometry.b_matrix(b),
         ]
         if grads.x is not None:
-            sums.append(grads.x.value)
+            # the mask multiplies the delta of dx as well, and 1/(1-p) with it
+            kept = np.full(x.shape, 1.0 / (1.0 - case.dropout)) if case.dropout else None
+            dx = oracle.gradients(x, dy, kept).x
+            assert dx is not None
+            sums.append(dx.value)
         top = max((float(s.max()) for s in sums if s.size), default=0.0)
         return top / min(1.0, case.spec.scaling)
 

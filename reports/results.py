@@ -74,6 +74,7 @@ class Results:
     digest: str
     invariants: tuple[Invariant, ...]
     backends: Mapping[str, str]  # name -> version, in the order in which they were asked for
+    names: Mapping[str, str]  # what was asked for, a registered name or package.module:object -> name
     claims: Mapping[str, tuple[str, ...]]  # name -> declared features
     profile: str
     seed: int
@@ -181,6 +182,7 @@ def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]],
         digest=header["digest"],
         invariants=invariants,
         backends=named,
+        names={b["reference"]: b.get("name", b["reference"]) for b in header["backends"]},
         claims={b["name"]: tuple(b.get("features", ())) for b in header["backends"] if "name" in b},
         profile=header["profile"],
         seed=header["seed"],

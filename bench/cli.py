@@ -1,0 +1,159 @@
+"""``lora-bench``: what LoRA implementations cost, measured and simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Engine(StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
+
+
+Folder = Annotated[Path, typer.Argument(help="A folder of runs, or one run's Parquet file.")]
+Gate = Annotated[float, typer.Option(min=0.001, metavar="X", help="Changes of time up to this share are no news.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as Markdown too, for a pull request.")]
+
+
+@app.callback()
+def main() -> None:
+    """What does a LoRA implementation cost? Measure, simulate, compare; never without knowing that it is right.
+
+    \b
+    lora-bench run --profile cpu-quick --backend reference --backend peft --out runs
+    lora-bench simulate --model llama-2-7b --backend peft --r 16 --batch 4 --seq 512 --gpu h100
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+
+
+@app.command()
+def run(
+    backend: Annotated[
+        list[str],
+        typer.Option("--backend", "-b", metavar="NAME", help="Registered name or package.module:object. Repeatable."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that collects runs.")],
+    profile: Annotated[str, typer.Option(help="cpu-quick, cpu, gpu or gpu-weekly.")] = "cpu-quick",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="TEXT", help="Only cases with this in their id. Repeatable.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the cases run.")] = Device.CPU,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of one process. Default: all cores.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often the backends take turns.")] = 5,
+    conformance: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Verdicts from this results.jsonl. Default: judge the backends first."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Engine.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray. Default: start one here.")
+    ] = None,
+) -> None:
+    """Measure time and memory of backends on the cases of a profile; the bare frozen layer always runs along.
+
+    \b
+    Writes DIR/<run>.parquet, <run>.conformance.jsonl and <run>.log. A run that was cut off is
+    taken up by the same command, and no row is lost or doubled.
+    Exit status: 0 all measured, 1 something wrong, crashed, timed out or out of memory, 2 bad
+    usage.
+
+    \b
+    lora-bench run --backend reference --backend peft --out runs
+    lora-bench run --backend peft --profile gpu --device cuda --out runs
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.run import Request, execute
+    from bench.engines.local import Effort
+    from bench.engines.processes import cores
+
+    only_ = tuple(only or ())
+    asked = Request(
+        tuple(dict.fromkeys(backend)), profile, device.value, threads or cores(), only_, conformance, Effort(rounds)
+    )
+    raise typer.Exit(_told(lambda: execute(asked, out, engine.value, address)))
+
+
+@app.command()
+def cases(profile: Annotated[str, typer.Argument(help="cpu-quick, cpu, gpu or gpu-weekly.")] = "cpu-quick") -> None:
+    """List the cases of a profile.
+
+    \b
+    lora-bench cases gpu
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.run import Request, chosen
+
+    def listed() -> int:
+        typer.echo("\n".join(case.case_id for case in chosen(Request((), profile, "cpu", 1))))
+        return 0
+
+    raise typer.Exit(_told(listed))
+
+
+@app.command()
+def compare(old: Folder, new: Folder, gate: Gate = 0.04, markdown: Markdown = None) -> None:
+    """What changed from one run to another; a folder stands for its newest run.
+
+    \b
+    Deterministic figures must be equal. A time is faster or slower if the samples differ
+    (Mann-Whitney, p < 0.002) by more than the gate, and ambiguous if neither that nor its
+    contrary can be said.
+    Exit status: 0 no regression, 1 a regression, 2 bad usage.
+
+    \b
+    lora-bench compare runs/main.parquet runs/branch.parquet --markdown comment.md
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.compare import execute
+
+    raise typer.Exit(_told(lambda: execute(old, new, gate=gate, markdown=markdown)))
+
+
+@app.command()
+def history(
+    folder: Folder,
+    backend: Annotated[str | None, typer.Option("--backend", "-b", metavar="NAME", help="Of this one only.")] = None,
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Which figure.")] = "ratio_to_frozen",
+    gate: Gate = 0.04,
+    markdown: Markdown = None,
+) -> None:
+    """How a figure went from run to run, and where it stepped.
+
+    \b
+    Exit status: 0 no regression, 1 the newest runs stand after a step to the worse, 2 bad usage.
+
+    \b
+    lora-bench history runs --backend peft --metric time_ms
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.history import execute
+
+    raise typer.Exit(_told(lambda: execute(folder, backend=backend, metric=metric, gate=gate, markdown=markdown)))
+
+
+def _told(command: Callable[[], int]) -> int:
+    """Bad usage is one line, never a traceback."""
+    from conformance.discovery import LoadError, UsageError
+    from reports.escape import inline
+
+    try:
+        return command()
+    except ModuleNotFoundError as error:
+        typer.echo(f"lora-bench: {error.name} is not installed: pip install 'lora-conformance[bench]'", err=True)
+        return 2
+    except (UsageError, LoadError) as error:
+        typer.echo(f"lora-bench: {inline(error)}", err=True)
+        return 2

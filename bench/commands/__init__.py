@@ -1,0 +1,1 @@
+"""What `lora-bench` does, a file for each command."""

@@ -1,0 +1,158 @@
+"""``run``: conformance first, then every case on every backend, into one Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import environment
+from bench.canonical import PROFILES
+from bench.cases import Case
+from bench.commands import summary
+from bench.commands.progress import progress
+from bench.engines.local import Effort, Group, groups, running
+from bench.figures import Row
+from bench.record import SCHEMA_VERSION
+from bench.unfinished import Unfinished, take_up
+from bench.verdicts import Verdict, judge, verdicts
+from conformance.discovery import UsageError, check_name
+
+
+@dataclass(frozen=True)
+class Request:
+    backends: tuple[str, ...]
+    profile: str
+    device: str
+    threads: int
+    only: tuple[str, ...] = ()
+    conformance: Path | None = None
+    effort: Effort = field(default_factory=Effort)
+
+
+def execute(asked: Request, out: Path, engine: str = "local", address: str | None = None) -> int:
+    """Exit status 0, or 1 if any backend is wrong or a case crashed, timed out or ran out of memory.
+
+    Raises:
+        UsageError: before anything is measured.
+    """
+    console = Console(stderr=True)
+    cases = chosen(asked)
+    for reference in asked.backends:
+        check_name(reference)
+    _check_device(asked.device)
+    _check_folder(out)
+    with take_up(out, _signature(asked)) as run:
+        judged = _judged(asked, run, console)
+        todo = groups(cases)
+        left = [group for group in todo if not run.done(group)]
+        if len(left) < len(todo):
+            console.print(f"taking up run {run.run_id}: {len(todo) - len(left)} of {len(todo)} groups are there")
+        shared = columns(run, asked)
+        if engine == "ray":
+            from bench.engines.ray import measure_all
+
+            measure_all(left, judged, shared, run, console, effort=asked.effort, address=address)
+        else:
+            _locally(asked.effort, judged, shared, left, run, console)
+        path = run.finish(todo, out)
+    console.print(f"wrote {path}")
+    return summary.show(path, Console())
+
+
+def chosen(asked: Request) -> list[Case]:
+    """The cases of the profile that were asked for.
+
+    Raises:
+        UsageError: no profile, or no case, of that name; near names are shown.
+    """
+    import difflib
+
+    if asked.profile not in PROFILES:
+        near = difflib.get_close_matches(asked.profile, PROFILES, n=1)
+        raise UsageError(
+            f"unknown profile {asked.profile!r}: {f'did you mean {near[0]!r}? ' if near else ''}"
+            f"there are {', '.join(PROFILES)}"
+        )
+    cases = list(PROFILES[asked.profile]())
+    for part in asked.only:
+        if not any(part in case.case_id for case in cases):
+            near = difflib.get_close_matches(part, [case.case_id for case in cases], n=3, cutoff=0.2)
+            raise UsageError(f"no case of {asked.profile} has {part!r} in its id; nearest: {'; '.join(near) or 'none'}")
+    return [case for case in cases if not asked.only or any(part in case.case_id for part in asked.only)]
+
+
+def columns(run: Unfinished, asked: Request) -> Row:
+    """What all rows of a run share."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run.run_id,
+        "timestamp": _time(run.started),
+        "profile": asked.profile,
+        **environment.commit(),
+        **environment.describe(asked.device, asked.threads),
+    }
+
+
+def _locally(
+    effort: Effort, judged: dict[str, Verdict], shared: Row, left: Sequence[Group], run: Unfinished, console: Console
+) -> None:
+    cases = [case for group in left for case in group.cases]
+    options = {"device": shared["device"], "threads": shared["threads"], "effort": effort}
+    with running(cases, judged, **options, log=run.folder / "log.txt") as engine, progress(console) as bar:
+        task = bar.add_task("measuring", total=sum(engine.answers(group) for group in left))
+        done = 0
+        for group in left:
+            bar.update(task, description=group.name)
+            run.keep(group, engine.measure(group, shared, lambda: bar.advance(task)))
+            done += engine.answers(group)
+            bar.update(task, completed=done)  # what failed early is done as well
+
+
+def _judged(asked: Request, run: Unfinished, console: Console) -> dict[str, Verdict]:
+    folder = run.folder / "conformance"
+    (run.folder / "log.txt").touch()
+    if asked.conformance is not None:
+        found = verdicts(asked.conformance, asked.backends)
+    elif (folder / "results.jsonl").exists():
+        found = verdicts(folder / "results.jsonl", asked.backends)
+    else:
+        with console.status("judging the backends first") if console.is_terminal else console.capture():
+            found = judge(asked.backends, folder)
+    for reference, verdict in found.items():
+        if verdict.reason:
+            console.print(f"{reference} is not timed: {verdict.reason}", style="red", markup=False)
+    return found
+
+
+def _signature(asked: Request) -> dict[str, Any]:
+    return {**asdict(asked), "conformance": str(asked.conformance), **environment.commit()}
+
+
+def _check_device(device: str) -> None:
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; run with --device cpu")
+    if busy := environment.busy_gpu():
+        raise UsageError(f"--device cuda: {busy}; times would mean nothing")
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".lora-bench").touch()
+        (out / ".lora-bench").unlink()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be used: {error.strerror}") from None
+
+
+def _time(text: str) -> Any:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text)
