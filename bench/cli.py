@@ -111,8 +111,8 @@ def compare(old: Folder, new: Folder, gate: Gate = 0.04, markdown: Markdown = No
 
     \b
     Deterministic figures must be equal. A time is faster or slower if the samples differ
-    (Mann-Whitney, p < 0.002) by more than the gate, and ambiguous if neither that nor its
-    contrary can be said.
+    (Mann-Whitney, p < 0.002) by more than the gate relative to the bare layer of the same run,
+    and ambiguous if neither that nor its contrary can be said.
     Exit status: 0 no regression, 1 a regression, 2 bad usage.
 
     \b
@@ -127,7 +127,7 @@ def compare(old: Folder, new: Folder, gate: Gate = 0.04, markdown: Markdown = No
 def history(
     folder: Folder,
     backend: Annotated[str | None, typer.Option("--backend", "-b", metavar="NAME", help="Of this one only.")] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help="Which figure.")] = "ratio_to_frozen",
+    metric: Annotated[str | None, typer.Option(metavar="NAME", help="This figure only. Default: all.")] = None,
     gate: Gate = 0.04,
     markdown: Markdown = None,
 ) -> None:
@@ -142,6 +142,57 @@ def history(
     from bench.commands.history import execute
 
     raise typer.Exit(_told(lambda: execute(folder, backend=backend, metric=metric, gate=gate, markdown=markdown)))
+
+
+@app.command()
+def simulate(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="Built-in name, path, config.json or id.")
+    ],
+    backend: Annotated[str, typer.Option("--backend", "-b", metavar="NAME", help="As for run.")] = "peft",
+    r: Annotated[int, typer.Option("--r", metavar="N", help="Rank.")] = 16,
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences of one step.")] = 4,
+    seq: Annotated[int, typer.Option(metavar="N", help="Tokens of a sequence.")] = 512,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="Whose memory and speed.")] = "h100",
+    alpha: Annotated[float, typer.Option(metavar="X")] = 32.0,
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="Of the model.")] = "bfloat16",
+    adapter_dtype: Annotated[str | None, typer.Option(metavar="NAME", help="Of A and B. Default: the model's.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", metavar="SUFFIX", help="Default: all projections. Repeatable.")
+    ] = None,
+    *,
+    checkpointing: Annotated[
+        bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Default: show both.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The figures as JSON too.")] = None,
+) -> None:
+    """Will it fit, and what will it cost? LoRA beside full fine-tuning, without a GPU and without weights.
+
+    \b
+    lora-bench simulate --model llama-2-7b --backend peft --r 16 --batch 4 --seq 512 --gpu h100
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.simulate import execute
+
+    named = {"r": r, "batch": batch, "seq": seq, "gpu": gpu, "alpha": alpha, "dtype": dtype}
+    more = {"adapter_dtype": adapter_dtype, "target": target or (), "checkpointing": checkpointing, "out": out}
+    raise typer.Exit(_told(lambda: execute(model, backend, **named, **more)))  # type: ignore[arg-type]
+
+
+@app.command()
+def crossover(
+    backend: Annotated[str, typer.Option("--backend", "-b", metavar="NAME", help="As for run.")] = "peft",
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="Whose speed.")] = "h100",
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="Of the layer.")] = "bfloat16",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="All cells as JSON too.")] = None,
+) -> None:
+    """Where LoRA beats full fine-tuning: FLOPs and roofline time over hidden size, tokens and rank.
+
+    \b
+    lora-bench crossover --backend peft --gpu h100
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.crossover import execute
+
+    raise typer.Exit(_told(lambda: execute(backend, gpu=gpu, dtype=dtype, out=out)))
 
 
 def _told(command: Callable[[], int]) -> int:

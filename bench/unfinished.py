@@ -70,9 +70,13 @@ def take_up(out: Path, request: dict[str, Any]) -> Iterator[Unfinished]:
 def _locked(folder: Path, wanted: str) -> Unfinished | None:
     try:
         file = (folder / "request.json").open(encoding="utf-8")
+    except OSError:
+        return None
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # another process is at it, or it was never begun
+        file.close()
         return None
     if json.dumps(held["request"], sort_keys=True) != wanted or not (folder / "request.json").exists():
         file.close()
