@@ -59,6 +59,8 @@ def _times(pipe: Connection, backend: str, cases: Sequence[Case], device: str) -
         arguments = [tests, "-c", ini, "--rootdir", folder, "--noconftest", "-p", "no:cacheprovider", "-q"]
         arguments += ["-p", "pytest_benchmark.plugin", "--benchmark-storage", f"file://{folder}", "--capture", "no"]
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+            del os.environ[name]  # of a pytest that started this run: pytest-benchmark would switch itself off
         pytest.main([str(argument) for argument in arguments], plugins=[_OnDemand(pipe, backend, cases, device)])
 
 
