@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Case:
     model, module: where the shape comes from: "llama-2-7b" and "q", "qkv", "mlp" or, for a whole model, "model".
     in_features, out_features: of the layer, of the first one in a group, 0 for a whole model.
     batch x seq = tokens, the M of the layer's products.
-    n_adapters, adapter_mix: for Mode.LOAD and Mode.SWITCH the adapters that are there, for Mode.MIXED how rows choose.
+    n_adapters: how many there are, for Mode.SWITCH and Mode.MIXED. adapter_mix: how the rows of Mode.MIXED choose.
     """
 
     model: str
@@ -63,6 +63,11 @@ class Case:
         return self.module == "model"
 
     @property
+    def single(self) -> bool:
+        """One linear layer."""
+        return self.module not in {"model", "qkv", "mlp"}
+
+    @property
     def spec(self) -> LoraSpec:
         """Without targets: those follow from the module."""
         return LoraSpec(self.rank, self.alpha, dropout=self.dropout)
@@ -86,8 +91,3 @@ class Case:
     def as_row(self) -> dict[str, Any]:
         """The case's columns of a record."""
         return {"case_id": self.case_id, **asdict(self), "mode": self.mode.value, "tokens": self.tokens}
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Case:
-        given = {f.name: row[f.name] for f in fields(cls)}
-        return cls(**{**given, "mode": Mode(given["mode"])})

@@ -9,13 +9,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from conformance.command_line import application, told
+
+app = application()
 
 
 class Device(StrEnum):
@@ -196,15 +192,8 @@ def crossover(
 
 
 def _told(command: Callable[[], int]) -> int:
-    """Bad usage is one line, never a traceback."""
-    from conformance.discovery import LoadError, UsageError
-    from reports.escape import inline
-
     try:
-        return command()
+        return told("lora-bench", command)
     except ModuleNotFoundError as error:
         typer.echo(f"lora-bench: {error.name} is not installed: pip install 'lora-conformance[bench]'", err=True)
-        return 2
-    except (UsageError, LoadError) as error:
-        typer.echo(f"lora-bench: {inline(error)}", err=True)
         return 2

@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "job" not in metafunc.fixturenames or metafunc.definition.get_closest_marker("asked"):
+    if "job" not in metafunc.fixturenames:
         return
     from bench.canonical import PROFILES
     from bench.jobs import parametrise

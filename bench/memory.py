@@ -13,6 +13,7 @@ import torch
 
 from bench.cases import TRAINING, Case
 from bench.exactness import check
+from bench.nets import build
 from bench.operations import Operation, make
 from bench.record import FROZEN
 from bench.simulate.tracker import Category, Tracker
@@ -26,7 +27,7 @@ def measure(case: Case, reference: str, device: str = "cpu") -> dict[str, Any]:
     Raises:
         WrongError, UnsupportedError: see ``bench.exactness`` and ``bench.subject``.
     """
-    if not case.whole and len({case.module} & {"qkv", "mlp"}) == 0 and case.mode in TRAINING and reference != FROZEN:
+    if case.single and case.mode in TRAINING and reference != FROZEN:
         check(case, adapted(case, reference, device), device)
     operation = make(case, reference, device)
     operation.run(operation.setup())
@@ -41,8 +42,8 @@ def measure(case: Case, reference: str, device: str = "cpu") -> dict[str, Any]:
         from bench.simulate.counts import count
 
         counted = count(case, reference)
-        names = ("flops", "n_ops", "saved_bytes", "sim_peak_bytes")
-        values |= {name: getattr(counted, name) for name in names if getattr(counted, name) is not None}
+        names = ("flops", "moved_bytes", "n_ops", "saved_bytes", "sim_peak_bytes")
+        values |= {name: getattr(counted, name) for name in names}
     return values
 
 
@@ -108,7 +109,5 @@ def _recompiles(case: Case, operation: Operation) -> int:
     assert operation.subject is not None
     before = counters["stats"]["unique_graphs"]
     for seq in (case.seq // 2, case.seq // 4):
-        from bench.nets import build
-
         operation.subject.call(build(replace(case, seq=seq)).inputs(0))
     return int(counters["stats"]["unique_graphs"] - before)

@@ -6,8 +6,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from conformance.command_line import hint
 from conformance.discovery import UsageError
 
+_TYPO = 0.9  # so like a built-in name that no hub is asked, which takes half a minute where there is none
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,14 +66,15 @@ def configuration(name: str) -> Any:
     if name in CONFIGURATIONS:
         kind, values = CONFIGURATIONS[name]
         return AutoConfig.for_model(kind, **values)
+    if typo := difflib.get_close_matches(name, CONFIGURATIONS, n=1, cutoff=_TYPO):
+        raise UsageError(f"unknown model {name!r}: did you mean {typo[0]!r}?")
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise UsageError(f"{name}: no transformers configuration ({' '.join(str(error).split())[:100]})") from None
-    near = difflib.get_close_matches(name, CONFIGURATIONS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"built in are {', '.join(CONFIGURATIONS)}"
-    raise UsageError(f"model {name!r} is no path, and transformers cannot fetch it: {hint}")
+    near = hint(name, CONFIGURATIONS, f"built in are {', '.join(CONFIGURATIONS)}")
+    raise UsageError(f"model {name!r} is no path, and transformers cannot fetch it: {near}")
 
 
 def targets_of(module: Any) -> tuple[str, ...]:

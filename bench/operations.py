@@ -120,35 +120,21 @@ def _merge(_case: Case, subject: Subject) -> Operation:
 
 
 def _load(case: Case, subject: Subject) -> Operation:
-    """One more adapter from its files, onto a model on which n - 1 are there already."""
+    """The adapter from its files onto a fresh model."""
     handle, backend = subject.require(Feature.PEFT_LAYOUT), subject.backend
     if backend is None or backend.store is None:
         raise UnsupportedError("has no Store facet")
-    store: Any = backend.store
+    store = backend.store
     holder = tempfile.TemporaryDirectory(prefix="lora-bench-")
     folder = Path(holder.name) / "adapter"
     folder.mkdir()
     store.dump(handle, folder)
     base = build(case).module
-    if case.n_adapters > 1 and not hasattr(store, "add"):
-        raise UnsupportedError("its Store cannot load a further adapter")
-
-    def setup() -> Any:
-        fresh = copy.deepcopy(base)
-        if case.n_adapters == 1:
-            return fresh
-        loaded = store.load(fresh, folder)
-        for nth in range(case.n_adapters - 2):
-            store.add(loaded, folder, f"adapter{nth}")
-        return loaded
 
     def run(onto: Any, _keep: Any = holder) -> None:
-        if case.n_adapters == 1:
-            store.load(onto, folder)
-        else:
-            store.add(onto, folder, "last")
+        store.load(onto, folder)
 
-    return Operation(setup, run, subject)
+    return Operation(lambda: copy.deepcopy(base), run, subject)
 
 
 def _switch(case: Case, subject: Subject) -> Operation:

@@ -102,7 +102,7 @@ RESULT = {
     "ci_high": pa.float64(),
     "n": pa.int32(),
     "warmup": pa.int32(),
-    "stopped": pa.string(),  # why sampling ended: "samples", "spread", "time"
+    "stopped": pa.string(),  # why sampling ended: "samples" or "time"
     "samples": pa.list_(pa.float64()),  # raw, in the unit, in the order taken
     "rounds": pa.list_(pa.int32()),  # how many of them each interleaved round took, in order
     "error": pa.string(),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Case, Mode
+from bench.cases import Case
 from bench.nets import Inputs, Net, build
 from bench.record import FROZEN
 from conformance.contract import Backend, Feature, ModelHandle, Weights, dtype_of
@@ -23,14 +23,6 @@ _FACTOR_STD = 0.02  # of the entries of A and B: no delta that is measured is ze
 
 class UnsupportedError(Exception):
     """The backend does not offer what the case needs; the message says what."""
-
-
-class Serving(Protocol):
-    """What ``conformance.torch_batch.TorchBatch`` offers."""
-
-    def prepare(
-        self, spec: Any, weights: Weights, adapters: Sequence[Any]
-    ) -> Callable[[Tensor, Sequence[int]], Tensor]: ...
 
 
 @dataclass
@@ -80,7 +72,7 @@ def adapted(case: Case, reference: str, device: str = "cpu") -> Subject:
         raise UnsupportedError("does not claim dropout")
     if backend.model is not None:
         return _by_model(case, backend, net)
-    if case.whole or case.module in {"qkv", "mlp"}:
+    if not case.single:
         raise UnsupportedError("has no Model facet: only single layers can be measured")
     return _by_layer(case, backend, net, device)
 
@@ -98,7 +90,7 @@ def _by_model(case: Case, backend: Backend, net: Net) -> Subject:
                     factor.data = factor.data.to(dtype)
                 factor.copy_(torch.randn(factor.shape, generator=generator) * _FACTOR_STD)
     module = handle.module
-    if not case.whole and len(net.targets) == 1:
+    if case.single:
         module = handle.sites()[net.targets[0]]  # the layer itself, without the wrappers of a model
     return Subject(net, module, _call(net, module), handle, backend, factors)
 
@@ -164,7 +156,6 @@ def serving(case: Case, reference: str, device: str = "cpu") -> Callable[[Tensor
     Raises:
         UnsupportedError: no Batch facet, or one that is no torch code.
     """
-    assert case.mode is Mode.MIXED
     net = build(case, device)
     if reference == FROZEN:
         linear = net.module.get_submodule(case.module)

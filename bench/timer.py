@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -40,7 +39,3 @@ class Clock:
         event.record()
         event.synchronize()
         return float(self.base.elapsed_time(event)) / 1e3
-
-
-def clock_for(device: str) -> Callable[[], float]:
-    return Clock(device)

@@ -10,13 +10,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from conformance.command_line import application, told
+
+app = application()
 
 
 class Profile(StrEnum):
@@ -166,12 +162,4 @@ def mutants(
 
 
 def _told(command: Callable[[], int]) -> int:
-    """Bad usage is one line, never a traceback."""
-    from conformance.discovery import LoadError, UsageError
-    from reports.escape import inline
-
-    try:
-        return command()
-    except (UsageError, LoadError) as error:
-        typer.echo(f"lora-conformance: {inline(error)}", err=True)
-        return 2
+    return told("lora-conformance", command)

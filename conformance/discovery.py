@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from conformance.command_line import hint
 from conformance.contract import Backend
 
 GROUP = "lora_conformance.backends"
@@ -34,9 +34,8 @@ def check_name(reference: str) -> None:
     known = registered()
     if reference in known or _is_path(reference):
         return
-    near = difflib.get_close_matches(reference, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"registered are: {', '.join(known) or 'none'}"
-    raise UsageError(f"unknown backend {reference!r}: {hint} Or name one as package.module:object")
+    near = hint(reference, known, f"registered are {', '.join(known) or 'none'}.")
+    raise UsageError(f"unknown backend {reference!r}: {near} Or name one as package.module:object")
 
 
 def load(reference: str) -> Backend:

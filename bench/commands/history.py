@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bench.commands.compare import figure
 from bench.history import COLUMNS, RECENT, Course, Judged, Runs, gather, judge
 from bench.record import METRICS
 from bench.statistics import Floats
+from conformance.command_line import hint
 from conformance.discovery import UsageError
 from reports.escape import inline
 from reports.escape import markdown as escaped
@@ -37,9 +37,7 @@ def execute(folder: Path, *, backend: str | None, metric: str | None, gate: floa
         UsageError: no such metric, nothing there, or the file cannot be written.
     """
     if metric is not None and metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METRICS)}"
-        raise UsageError(f"unknown metric {metric!r}: {hint}")
+        raise UsageError(f"unknown metric {metric!r}: {hint(metric, METRICS)}")
     table, aside = store.load(folder, COLUMNS)
     runs = gather(table, backend, metric)
     judged = judge(runs, gate)

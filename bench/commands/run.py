@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bench.figures import Row
 from bench.record import SCHEMA_VERSION
 from bench.unfinished import Unfinished, take_up
 from bench.verdicts import Verdict, judge, verdicts
+from conformance.command_line import hint
 from conformance.discovery import UsageError, check_name
 
 
@@ -69,14 +72,8 @@ def chosen(asked: Request) -> list[Case]:
     Raises:
         UsageError: no profile, or no case, of that name; near names are shown.
     """
-    import difflib
-
     if asked.profile not in PROFILES:
-        near = difflib.get_close_matches(asked.profile, PROFILES, n=1)
-        raise UsageError(
-            f"unknown profile {asked.profile!r}: {f'did you mean {near[0]!r}? ' if near else ''}"
-            f"there are {', '.join(PROFILES)}"
-        )
+        raise UsageError(f"unknown profile {asked.profile!r}: {hint(asked.profile, PROFILES)}")
     cases = list(PROFILES[asked.profile]())
     for part in asked.only:
         if not any(part in case.case_id for case in cases):
@@ -90,7 +87,7 @@ def columns(run: Unfinished, asked: Request) -> Row:
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.run_id,
-        "timestamp": _time(run.started),
+        "timestamp": datetime.fromisoformat(run.started),
         "profile": asked.profile,
         **environment.commit(),
         **environment.describe(asked.device, asked.threads),
@@ -150,9 +147,3 @@ def _check_folder(out: Path) -> None:
         (out / ".lora-bench").unlink()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be used: {error.strerror}") from None
-
-
-def _time(text: str) -> Any:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text)

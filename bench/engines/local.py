@@ -81,7 +81,7 @@ class Local:
         timed: dict[tuple[Case, str], Timed] = {}
         for case, backend in self._pairs(group):
             verdict = self.judged[backend]
-            if (("memory", backend)) not in self.workers:
+            if ("memory", backend) not in self.workers:
                 timed[case, backend] = Timed(Status.WRONG, verdict.reason)
                 continue
             reply = self.workers["memory", backend].ask(self.cases.index(case), self.effort.timeout)

@@ -20,13 +20,15 @@ from conformance.saved import saved_bytes
 
 @dataclass(frozen=True)
 class Counts:
-    """flops, n_ops: of the case's mode. The others are of the whole step, whatever the mode.
+    """flops, moved_bytes, n_ops: of the case's mode. The others are of the whole step, whatever the mode.
 
+    moved_bytes: what the operations read and write, each tensor of each once.
     saved_bytes: what autograd keeps from forward to backward, each memory once, without parameters and buffers.
     sim_peak_bytes: the most that is held at a time, in blocks of 512 bytes, parameters and optimiser included.
     """
 
     flops: int
+    moved_bytes: int
     n_ops: int
     saved_bytes: int
     sim_peak_bytes: int
@@ -50,6 +52,7 @@ def count(case: Case, backend_reference: str) -> Counts:
     works = {Mode.FORWARD: [step.forward], Mode.BACKWARD: [step.backward], Mode.STEP: step.works}[case.mode]
     return Counts(
         flops=sum(work.flops for work in works),
+        moved_bytes=sum(work.nbytes for work in works),
         n_ops=sum(work.n_ops for work in works),
         saved_bytes=saved,
         sim_peak_bytes=step.tracker.peak,

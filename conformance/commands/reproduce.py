@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import Any
 
+from conformance.command_line import hint
 from conformance.contract import Backend, Facet
 from conformance.discovery import UsageError, check_name, load
 from conformance.invariant import REGISTRY, Invariant
@@ -54,9 +54,8 @@ def _invariant(name: str) -> Invariant:
 
     if name in REGISTRY:
         return REGISTRY[name]
-    near = difflib.get_close_matches(name, REGISTRY, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see `lora-conformance list invariants`"
-    raise UsageError(f"unknown invariant {name!r}: {hint}")
+    near = hint(name, REGISTRY, "see `lora-conformance list invariants`")
+    raise UsageError(f"unknown invariant {name!r}: {near}")
 
 
 def _fields(case: str) -> dict[str, Any]:
