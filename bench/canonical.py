@@ -70,8 +70,10 @@ def whole(model: str, rank: int, batch: int, seq: int, mode: Mode) -> Case:
 
 def cpu_quick() -> Iterator[Case]:
     """Fits in two minutes on two cores, conformance of two backends included."""
-    for case in _CPU_LAYERS:
+    small, middle, large = _CPU_LAYERS
+    for case in (small, middle):
         yield from (layer(*case, mode) for mode in TRAINING)
+    yield layer(*large, Mode.STEP)
     for module in ("qkv", "mlp"):
         yield from (group("bert-base", module, 8, 128, mode) for mode in TRAINING)
     yield layer(*_CPU_LAYERS[0], Mode.MERGE)
@@ -84,6 +86,7 @@ def cpu_quick() -> Iterator[Case]:
 def cpu() -> Iterator[Case]:
     """Minutes on two cores: more shapes, ranks, dropout, real models, 1 to 64 adapters."""
     yield from cpu_quick()
+    yield from (layer(*_CPU_LAYERS[-1], mode) for mode in (Mode.FORWARD, Mode.BACKWARD))
     for case in _CPU_LAYERS:
         yield from (replace(layer(*case, mode), dropout=0.1) for mode in TRAINING)
     for rank in (32, 64):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.canonical import ARCHITECTURES
 from bench.cases import Case
+from conformance.models import checkpoint_activations
 
 Inputs = dict[str, Any]
 
@@ -119,7 +120,7 @@ def _whole(case: Case, device: str) -> Net:
 
     module = load(case.model, case.base_dtype).to(device).requires_grad_(requires_grad=False)
     if case.grad_ckpt:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(module, reentrant=False)
     causal = "CausalLM" in type(module).__name__
 
     def inputs(seed: int) -> Inputs:

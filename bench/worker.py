@@ -6,9 +6,11 @@ backends in several processes can take turns.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ import pytest
 
 from bench.cases import Case
 from bench.jobs import Job, parametrise
-from bench.record import Status
+from bench.record import FROZEN, Status
 
 Quantity = Literal["time", "memory"]
 Reply = dict[str, Any]
@@ -76,6 +78,7 @@ class _OnDemand:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        _settle(self.backend)
         while True:
             nth, asked = self.pipe.recv()
             item: Any = session.items[nth]
@@ -91,6 +94,16 @@ class _OnDemand:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> None:  # noqa: ARG002
         if call.excinfo is not None and self.failed is None:
             self.failed = failure(call.excinfo.value)
+
+
+def _settle(backend: str) -> None:
+    """Import what will be timed, and spare the collector, which runs before each series, what imports leave."""
+    from conformance.discovery import LoadError, load
+
+    with suppress(LoadError):  # the first case will tell
+        if backend != FROZEN:
+            load(backend)
+    gc.freeze()
 
 
 def failure(error: BaseException) -> Reply:

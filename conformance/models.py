@@ -81,6 +81,12 @@ def load(name: str, dtype: str) -> Loaded:
     return Loaded(module, module.config.vocab_size)
 
 
+def checkpoint_activations(module: Any, *, reentrant: bool) -> None:
+    """Transformers' own activation checkpointing, under its new name, or its old one where there is no other."""
+    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
 def _tiny(name: str) -> Any:
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 

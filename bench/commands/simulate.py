@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -59,14 +61,20 @@ def execute(
     setting = Setting(model, backend, r, batch, seq, alpha, dtype, adapter_dtype or dtype, tuple(target))
     console = Console()
     found: list[Estimate] = []
-    for method in (lora, full):
-        for on in (False, True) if checkpointing is None else (checkpointing,):
-            with console.status(f"simulating {method.__name__}{' with checkpointing' if on else ''}"):
-                found.append(method(setting, chosen, checkpointing=on))
+    for method, on in product((lora, full), (False, True) if checkpointing is None else (checkpointing,)):
+        with console.status(f"simulating {method.__name__}{' with checkpointing' if on else ''}"):
+            found.append(_quietly(method, setting, chosen, checkpointing=on))
     _show(console, setting, chosen, found)
     if out is not None:
         _write(out, setting, chosen, found)
     return 0
+
+
+def _quietly(method: Callable[..., Estimate], *arguments: object, checkpointing: bool) -> Estimate:
+    """Libraries warn each other of names that go away, which is nothing that a reader of the figures can mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return method(*arguments, checkpointing=checkpointing)
 
 
 def _show(console: Console, setting: Setting, gpu: Gpu, found: list[Estimate]) -> None:

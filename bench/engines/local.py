@@ -31,7 +31,7 @@ class Effort:
 
     rounds: int = 5
     samples: int = 6
-    seconds: float = 0.3
+    seconds: float = 0.2
     timeout: float = 300.0
 
 

@@ -9,6 +9,7 @@ import torch
 from bench.models import configuration
 from bench.nets import default_dtype
 from conformance.discovery import UsageError
+from conformance.models import checkpoint_activations
 
 _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
 
@@ -45,7 +46,7 @@ def language_model(name: str, dtype: str, seq: int, *, checkpointing: bool) -> A
         with default_dtype(getattr(torch, dtype)), torch.device("meta"):
             model = make.from_config(config, attn_implementation="sdpa").train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, reentrant=False)
     except ValueError as error:
         raise UsageError(f"{name}: {' '.join(str(error).split())[:200]}") from None
     return model

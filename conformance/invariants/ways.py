@@ -14,6 +14,7 @@ from conformance.dropout import replayed_mask
 from conformance.invariant import invariant
 from conformance.invariants.gradients import judge_gradients
 from conformance.model_cases import DrawModel, ModelCase
+from conformance.models import checkpoint_activations
 from conformance.sites import backward, outputs
 from conformance.strategies import Draw
 from conformance.subject import Subject
@@ -72,7 +73,7 @@ class _Checkpointing:
     reentrant: bool
 
     def __call__(self, module: Any) -> None:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": self.reentrant})
+        checkpoint_activations(module, reentrant=self.reentrant)
         if self.reentrant:
             module.enable_input_require_grads()
 

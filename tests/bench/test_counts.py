@@ -22,7 +22,6 @@ from conformance.saved import saved_bytes
 
 pytestmark = [  # names that transformers renamed in 5.x; peft and older versions know only these
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning"),
 ]
 
 SHAPES = list(layer_shapes())

@@ -21,7 +21,6 @@ from bench.simulate.tracker import Category, Tracker
 
 pytestmark = [  # names that transformers renamed in 5.x; peft and older versions know only these
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning"),
 ]
 
 X, W = 64 * 1000 * 4, 4_000_256  # bytes: x (64, 1000); W (1000, 1000) in blocks of 512

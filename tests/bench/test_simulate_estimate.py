@@ -22,7 +22,6 @@ from lora_ref.spec import LoraSpec
 
 pytestmark = [  # names that transformers renamed in 5.x; peft and older versions know only these
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning"),
 ]
 
 H100 = device("h100")
