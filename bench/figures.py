@@ -25,10 +25,10 @@ class Timed:
     timer: str = ""
 
 
-def rows(case: Case, timed: dict[str, Timed], exact: dict[str, Row], environment: Row, peft: str | None) -> list[Row]:
+def rows(case: Case, timed: dict[str, Timed], exact: dict[str, Row], environment: Row) -> list[Row]:
     """The rows of one case for every backend in ``timed``.
 
-    ``exact`` holds what ``bench.memory.measure`` gave, by backend; ``peft`` is how peft was asked for, if it was.
+    ``exact`` holds what ``bench.memory.measure`` gave, by backend.
     """
     found: list[Row] = []
     for backend, series in timed.items():
@@ -39,8 +39,8 @@ def rows(case: Case, timed: dict[str, Timed], exact: dict[str, Row], environment
             continue
         flops = values.get("flops")
         found += _rates(case, backend, series, flops, values, environment)
-        for metric, other in (("ratio_to_frozen", FROZEN), ("ratio_to_peft", peft)):
-            base = timed.get(other) if other is not None and other != backend else None
+        for metric, other in (("ratio_to_frozen", FROZEN), ("ratio_to_peft", "peft")):
+            base = timed.get(other) if other != backend else None
             if base is not None and base.status is Status.OK:
                 found.append(_row(case, backend, metric, ratio_of(series, base), stopped=series.stopped))
     return found

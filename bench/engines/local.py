@@ -92,10 +92,9 @@ class Local:
         self._spread_wrong(group, timed)
         self._time(timed, tick)
         found: list[Row] = []
-        peft = next((name for name in self.judged if name == "peft"), None)
         for case in group.cases:
             at = {b: series for (c, b), series in timed.items() if c == case}
-            found += rows(case, at, {b: v for (c, b), v in exact.items() if c == case}, environment, peft)
+            found += rows(case, at, {b: v for (c, b), v in exact.items() if c == case}, environment)
         return [{**row, **environment, **self._verdict(row["backend"])} for row in found]
 
     def answers(self, group: Group) -> int:

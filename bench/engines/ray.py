@@ -101,5 +101,5 @@ def lost(group: Group, judged: dict[str, Verdict], shared: Row, status: Status, 
     words = {
         b: {"verdict": v.word, "verdict_digest": v.digest, "backend_version": v.version} for b, v in judged.items()
     }
-    found = [row for case in group.cases for row in rows(case, timed, {}, shared, None)]
+    found = [row for case in group.cases for row in rows(case, timed, {}, shared)]
     return [{**row, **shared, **words[row["backend"]]} for row in found]
