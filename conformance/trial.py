@@ -210,7 +210,7 @@ def _judge_gaps(trial: Trial, gaps: list[Gap], outside: Record, watch: Watch | N
             seen.failure,
         )
     outside.reason = "; ".join(gap.reason for gap in gaps)
-    outside.upstream = " ".join(gap.upstream for gap in gaps if gap.upstream)
+    outside.upstream = " ".join(dict.fromkeys(gap.upstream for gap in gaps if gap.upstream))
     return outside
 
 
