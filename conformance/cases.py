@@ -161,6 +161,8 @@ class Case:
         w = values(g.weight_shape, self.dtype)
         bias = values((g.out_features,), self.dtype) if self.bias else None
         x = values(x_shape, self.dtype) if g.differentiable else rng.integers(0, self.in_features, x_shape)
+        if self.padding_idx is not None and x.size > 1:
+            x.flat[0] = self.padding_idx  # a batch that never meets the padding says nothing about it
         a, b = values(g.a_shape(r), self.adapter), values(g.b_shape(r), self.adapter)
         w = np.zeros_like(w) if self.base_zero else w
         if self.zero_row:

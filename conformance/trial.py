@@ -85,15 +85,16 @@ def reproduce(trial: Trial, case: Any) -> str:
     return shlex.join([*command, "--facet", trial.facet.value, "--case", case.to_json()])
 
 
-def run(trial: Trial, *, profile: str, seed: int, watch: Watch | None = None) -> Record:
+def run(trial: Trial, *, profile: str, seed: int, watch: Watch | None = None, shrink: bool = True) -> Record:
     """Judge drawn cases; where a gap is declared, judge the cases outside it, then the gap's own pinned case.
 
     ``watch`` is told each drawn case before it is judged: what is known of a trial that kills its process.
+    Without ``shrink`` the first case that is found is the one reported: enough where only the verdict counts.
     """
     if reason := unsupported(trial, profile):
         return trial.record(Verdict.UNSUPPORTED, reason=reason)
     start = time.perf_counter()
-    search = _Search(trial, _examples(trial, profile), seed, watch)
+    search = _Search(trial, _examples(trial, profile), seed, watch, shrink=shrink)
     gaps = trial.gaps
     record = search.record() if all(gap.where for gap in gaps) else trial.record(Verdict.PASS)
     if record.verdict is Verdict.PASS and gaps:
@@ -126,7 +127,7 @@ def judge_case(trial: Trial, case: Any) -> Record:
 class _Search:
     """Hypothesis looks for a case that breaks the invariant, and shrinks it."""
 
-    def __init__(self, trial: Trial, examples: int, seed: int, watch: Watch | None) -> None:
+    def __init__(self, trial: Trial, examples: int, seed: int, watch: Watch | None, *, shrink: bool) -> None:
         self.trial, self.count, self.worst, self.watch = trial, 0, Judge(), watch
         self.exercised: set[Feature] = set(trial.check.needs)
         self.found: tuple[Any, BaseException] | None = None
@@ -139,7 +140,7 @@ class _Search:
             deadline=None,
             print_blob=False,
             report_multiple_bugs=False,
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
             suppress_health_check=list(HealthCheck),
         )
         own_seed = zlib.crc32(f"{seed}/{trial.id}".encode())

@@ -58,7 +58,11 @@ class DrawLife(Draw):
         often = [name for name in ("add", "switch", "scale", "delete", "merge", "unmerge") if name in able]
         step = st.builds("{}:{}".format, st.sampled_from(able + often), st.integers(0, 2))
         short, long = st.lists(step, min_size=1, max_size=8), st.lists(step, min_size=12, max_size=24)
-        return st.builds(_with, super().__call__(subject), (short | long).map(tuple))
+        walks = short | long
+        if subject.has(Feature.MULTI_ADAPTER):  # much happens only where the active adapter is not the only one
+            start = st.builds(lambda nth: ["add:0", "add:0", f"switch:{nth}"], st.integers(0, 2))
+            walks |= st.builds(list.__add__, start, short)
+        return st.builds(_with, super().__call__(subject), walks.map(tuple))
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Life.from_fields(given)

@@ -92,7 +92,7 @@ def _(subject: Subject, case: ModelCase) -> None:
     cost=1,
     dtypes=("float32",),
     per_model=False,
-    draws=DrawTargets(("stray target", "stray rank", "stray alpha", "stray second", "rank", "alpha")),
+    draws=DrawTargets(("rank", "alpha", "rank", "alpha", "stray target", "stray rank", "stray alpha", "stray second")),
 )
 def _(subject: Subject, case: ModelCase) -> None:
     """Every target and every key of a rank or alpha pattern takes effect on at least one module, or is refused."""

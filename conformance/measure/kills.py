@@ -41,7 +41,8 @@ def trials(mutant: str, invariant: str) -> Iterator[Trial]:
 
 def killed(job: Job) -> bool:
     """Whether any trial of the invariant is red; the first that is settles it."""
-    found = (run(trial, profile=job.profile, seed=job.seed) for trial in trials(job.mutant, job.invariant))
+    asked = {"profile": job.profile, "seed": job.seed, "shrink": False}
+    found = (run(trial, **asked) for trial in trials(job.mutant, job.invariant))
     return any(record.verdict in KILLED for record in found)
 
 
