@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import conformance.invariants  # noqa: F401 - fills the registry
 from conformance.contract import Facet
@@ -41,8 +42,8 @@ def trials(mutant: str, invariant: str) -> Iterator[Trial]:
 
 def killed(job: Job) -> bool:
     """Whether any trial of the invariant is red; the first that is settles it."""
-    asked = {"profile": job.profile, "seed": job.seed, "shrink": False}
-    found = (run(trial, **asked) for trial in trials(job.mutant, job.invariant))
+    asked = partial(run, profile=job.profile, seed=job.seed, shrink=False)
+    found = (asked(trial) for trial in trials(job.mutant, job.invariant))
     return any(record.verdict in KILLED for record in found)
 
 

@@ -56,7 +56,7 @@ class StepInEmbedding(LoraModel):
         super().add(name, spec, deltas, trainable=trainable)
         for path, delta in deltas.items():
             if delta.b.requires_grad:
-                delta.b.register_hook(partial(_moved, weight_of(self.layers()[path].base)))
+                delta.b.register_hook(partial(_moved, weight_of(self.layers()[path].base)))  # type: ignore[no-untyped-call]
 
 
 def _moved(weight: Tensor, gradient: Tensor) -> Tensor:
