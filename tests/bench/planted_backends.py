@@ -41,5 +41,9 @@ def raising(x: Tensor, *rest: object) -> Tensor:
     raise ValueError("no such thing")
 
 
-for _name in ("right", "wrong_when_large", "out_of_memory", "killed", "hanging", "raising"):
+def copies_x(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    return F.linear(x, w, bias) + scaling * F.linear(F.linear(x * torch.ones_like(x), a), b)  # a mask at p = 0
+
+
+for _name in ("right", "copies_x", "wrong_when_large", "out_of_memory", "killed", "hanging", "raising"):
     globals()[f"{_name}_backend"] = torch_operator(globals()[_name], name=_name.replace("_", "-"))

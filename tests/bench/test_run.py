@@ -12,8 +12,10 @@ from bench.cases import Case, Mode
 from bench.engines.local import Effort, groups, running
 from bench.figures import Row
 from bench.record import FROZEN
+from bench.regression import Verdict, compare
 from bench.unfinished import take_up
-from bench.verdicts import CONFORMING, WRONG, Verdict
+from bench.verdicts import CONFORMING, WRONG
+from bench.verdicts import Verdict as Conformance
 
 CASE = Case("tiny", "q", 48, 32, 4, 1, 64, Mode.STEP)
 HERE = str(Path(__file__).parent)
@@ -25,7 +27,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
     monkeypatch.syspath_prepend(HERE)
 
     def measured(name: str, word: str = CONFORMING, timeout: float = 100.0) -> list[Row]:
-        judged = {FROZEN: Verdict("not judged"), f"planted_backends:{name}_backend": Verdict(word, "0", "", "red in x")}
+        judged = {FROZEN: Conformance("not judged"), f"planted_backends:{name}_backend": Conformance(word, "0", "", "red in x")}
         effort = Effort(rounds=2, samples=3, seconds=0.1, timeout=timeout)
         options = {"device": "cpu", "threads": 1, "effort": effort, "log": tmp_path / "log.txt"}
         with running([CASE], judged, **options) as engine:
@@ -49,6 +51,18 @@ def test_right_backend_is_timed_beside_its_floor(measure) -> None:  # noqa: ANN0
     m, k, n, r = CASE.tokens, CASE.in_features, CASE.out_features, CASE.rank
     assert mine["flops"]["value"] == 4 * m * k * n + 6 * m * k * r + 6 * m * r * n
     assert floor["flops"]["value"] == 4 * m * k * n
+
+
+def test_planted_copy_of_x_is_a_regression_to_the_byte(measure) -> None:  # noqa: ANN001
+    old, new = measure("right"), measure("copies_x")
+    new = [{**row, "backend": row["backend"].replace("copies_x", "right")} for row in new]
+    found = compare(store.table(old), store.table(new))
+    assert found.regressed
+    worse = {c.metric: c for c in found.changes if c.verdict is Verdict.WORSE}
+    assert {"saved_bytes", "peak_alloc_delta", "sim_peak_bytes"} <= set(worse)
+    copied = CASE.tokens * CASE.in_features * 4
+    mine = {name: _of(rows, "right")["saved_bytes"]["value"] for name, rows in (("old", old), ("new", new))}
+    assert mine["new"] - mine["old"] == copied
 
 
 @pytest.mark.parametrize(
