@@ -27,7 +27,8 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
     monkeypatch.syspath_prepend(HERE)
 
     def measured(name: str, word: str = CONFORMING, timeout: float = 100.0) -> list[Row]:
-        judged = {FROZEN: Conformance("not judged"), f"planted_backends:{name}_backend": Conformance(word, "0", "", "red in x")}
+        verdict = Conformance(word, "0", "", "red in x")
+        judged = {FROZEN: Conformance("not judged"), f"planted_backends:{name}_backend": verdict}
         effort = Effort(rounds=2, samples=3, seconds=0.1, timeout=timeout)
         options = {"device": "cpu", "threads": 1, "effort": effort, "log": tmp_path / "log.txt"}
         with running([CASE], judged, **options) as engine:
