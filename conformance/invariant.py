@@ -33,15 +33,16 @@ class Drawable(Protocol):
 class Check:
     """How an invariant is judged on one facet.
 
-    needs: features without which it says nothing. cost: divides the number of examples. dtypes: the only ones that it
-    is for, if not all. per_model: on a model facet, run on every model, or once on modules of its own. slow: starts
-    processes or compiles, so that the quick profile leaves it out and says so.
+    needs: features without which it says nothing. cost: divides the number of examples; below 1 where a statement has
+    many kinds of cases. dtypes: the only ones that it is for, if not all. per_model: on a model facet, run on every
+    model, or once on modules of its own. slow: starts processes or compiles, so that the quick profile leaves it out
+    and says so.
     """
 
     function: CheckFunction
     draws: Drawable
     needs: frozenset[Feature]
-    cost: int = 1
+    cost: float = 1
     dtypes: tuple[str, ...] = ()
     per_model: bool = True
     slow: bool = False
@@ -68,7 +69,7 @@ class Invariant:
         *facets: Facet,
         draws: Drawable,
         needs: Iterable[Feature] = (),
-        cost: int = 1,
+        cost: float = 1,
         dtypes: tuple[str, ...] = (),
         per_model: bool = True,
         slow: bool = False,

@@ -106,7 +106,7 @@ def run(trial: Trial, *, profile: str, seed: int, watch: Watch | None = None, sh
 
 def _examples(trial: Trial, profile: str) -> int:
     """Fewer where one case takes long; on a model of real size two at the most, each of which judges many sites."""
-    count = max(1, EXAMPLES[profile] // trial.check.cost)
+    count = max(1, int(EXAMPLES[profile] / trial.check.cost))
     return min(count, 2) if trial.on and not trial.on.startswith("tiny-") else count
 
 

@@ -38,7 +38,7 @@ class DrawExtremes(Draw):
         return extreme | super().__call__(subject)
 
 
-@shape_general.on(Facet.OPERATOR, Facet.LAYER, draws=DrawExtremes(kinds=("linear",)))
+@shape_general.on(Facet.OPERATOR, Facet.LAYER, cost=1 / 3, draws=DrawExtremes(kinds=("linear",)))
 def _(subject: Subject, case: Case) -> None:
     """Any leading dimensions, no rows at all, in != out, rank 1, a rank above both or no multiple of a tile."""
     _judge_all(subject, case)
@@ -51,7 +51,10 @@ def _(subject: Subject, case: Case) -> None:
 
 
 @base_geometry_parity.on(
-    Facet.OPERATOR, Facet.LAYER, draws=Draw(kinds=("transposed", "embedding", "conv"), geometry=True)
+    Facet.OPERATOR,
+    Facet.LAYER,
+    cost=1 / 3,
+    draws=Draw(kinds=("transposed", "embedding", "conv", "embedding", "conv"), geometry=True),
 )
 def _(subject: Subject, case: Case) -> None:
     """The adapter honours every hyper-parameter of its base layer.

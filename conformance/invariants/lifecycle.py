@@ -109,6 +109,7 @@ class State:
 
 @any_order.on(
     Facet.LAYER,
+    cost=1 / 2,
     draws=DrawLife(kinds=("linear", "transposed"), rows=True, small=True, rslora=False, headroom=3),
 )
 def _(subject: Subject, case: Case) -> None:

@@ -38,6 +38,7 @@ class DrawMergeable(Draw):
 @merge_delta_oracle.on(
     Facet.LAYER,
     needs={Feature.MERGE},
+    cost=1 / 2,
     draws=DrawMergeable(("linear", "transposed", "embedding", "conv", "fused", "conv", "fused"), geometry=True),
 )
 def _(subject: Subject, case: Case) -> None:
@@ -56,7 +57,7 @@ def _(subject: Subject, case: Case) -> None:
         subject.judge.same("bias while merged", handle.tensors()["bias"].value, case.arrays.bias)
 
 
-@merge_equivalence.on(Facet.LAYER, needs={Feature.MERGE}, draws=Draw(rows=True))
+@merge_equivalence.on(Facet.LAYER, needs={Feature.MERGE}, cost=1 / 2, draws=Draw(rows=True))
 def _(subject: Subject, case: Case) -> None:
     """The merged layer computes what the unmerged one does, up to the rounding of W' to its dtype."""
     handle = subject.attach(case)

@@ -56,6 +56,7 @@ def _with(case: Case, operation: Operation) -> Case:
 @merge_state_honest.on(
     Facet.LAYER,
     needs={Feature.MERGE, Feature.UNMERGE},
+    cost=1 / 2,
     draws=DrawWhileMerged(kinds=("linear", "transposed", "embedding"), tiers=("exact",), rows=True, headroom=1),
 )
 def _(subject: Subject, case: Case) -> None:

@@ -30,7 +30,7 @@ def _(subject: Subject, case: ModelCase) -> None:
             subject.judge.same(f"output {nth} of the model", to_numpy(got), to_numpy(wanted))
 
 
-@forward_oracle.on(Facet.MODEL, cost=_COST, draws=DrawModel(patterns=True))
+@forward_oracle.on(Facet.MODEL, cost=_COST / 2, draws=DrawModel(patterns=True))
 def _(subject: Subject, case: ModelCase) -> None:
     handle = _filled(subject, case)
     with torch.no_grad(), watching(handle) as seen:

@@ -84,7 +84,7 @@ def _(subject: Subject, case: ModelCase) -> None:
         must(got == wanted_law, f"rank and scaling of {path} read from a canonical file", wanted_law, got)
 
 
-@load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST // 3, draws=DrawModel(operations=tuple(Damage)))
+@load_strict.on(Facet.STORE, needs={Feature.PEFT_LAYOUT}, cost=_COST / 6, draws=DrawModel(operations=tuple(Damage)))
 def _(subject: Subject, case: ModelCase) -> None:
     """Every tensor of a file is applied, and every adapted module gets its own, or loading is refused.
 

@@ -89,7 +89,7 @@ def _(subject: Subject, case: ModelCase) -> None:
 
 @pattern_effective.on(
     Facet.MODEL,
-    cost=1,
+    cost=1 / 3,
     dtypes=("float32",),
     per_model=False,
     draws=DrawTargets(("rank", "alpha", "rank", "alpha", "stray target", "stray rank", "stray alpha", "stray second")),
