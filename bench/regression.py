@@ -3,7 +3,7 @@
 Deterministic figures must be equal. Memory must stay within a gate of its own. Times are judged by ``bench.evidence``.
 What an allocator reserved, or a process held, depends also on the cases that ran before: where those differ, it shows
 nothing. A series that had a value and now has a status instead is broken. The times of the bare frozen layer are
-context, shown and never a regression.
+context, shown and never a regression. What is timed once a run, as first calls are, has no noise to be judged by.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     CHANGED = "changed"  # a figure of which neither direction is better, or one status for another
     AMBIGUOUS = "ambiguous"  # neither a change nor its absence is shown
+    UNJUDGED = "not judged"  # a time of one sample
     MISSING = "missing"
     NEW = "new"
     SAME = "same"
@@ -121,7 +122,7 @@ def compare(old: pa.Table, new: pa.Table, gate: float = GATE) -> Comparison:
             verdict, note = _time(key, found, gate, in_force)
             changes.append(_change(key, verdict, old_row, new_row, found.judged, found.p, note))
         else:
-            verdict, note = _figure(key, old_row, new_row, gate, alike=key.backend not in mixed)
+            verdict, note = _figure(key, old_row, new_row, alike=key.backend not in mixed)
             changes.append(_change(key, verdict, old_row, new_row, _plain(old_row, new_row), None, note))
     order = list(Verdict)
     changes.sort(key=lambda c: (order.index(c.verdict), -_size(c), c.case_id, c.backend, c.metric))
@@ -177,7 +178,7 @@ def _time(key: Key, found: Evidence, gate: float, in_force: float) -> tuple[Verd
     return verdict, f"the time itself: {found.itself.median - 1:+.1%}"
 
 
-def _figure(key: Key, old: Row, new: Row, gate: float, *, alike: bool) -> tuple[Verdict, str]:
+def _figure(key: Key, old: Row, new: Row, *, alike: bool) -> tuple[Verdict, str]:
     """A status, or figures without samples to test; ``alike``: the backend ran the same cases in both runs."""
     if {old["status"], new["status"]} != {Status.OK}:
         return _status(old["status"], new["status"]), _statuses(old, new)
@@ -188,8 +189,7 @@ def _figure(key: Key, old: Row, new: Row, gate: float, *, alike: bool) -> tuple[
         if key.metric == "peak_reserved" and verdict is not Verdict.SAME and not alike:
             return Verdict.AMBIGUOUS, "other cases ran before in the same process"
         return verdict, ""
-    same = abs(new["value"] - old["value"]) <= gate * old["value"]
-    return (Verdict.SAME, "") if same else (Verdict.AMBIGUOUS, "no samples to judge by")
+    return Verdict.UNJUDGED, ""
 
 
 def _status(old: str, new: str) -> Verdict:
@@ -228,8 +228,8 @@ def _memory(old: Row, new: Row, gate: float) -> Verdict:
 
 
 def _rounds(row: Row | None) -> list[Floats] | None:
-    """None where there are no samples to judge by."""
-    if row is None or row["status"] != Status.OK or not row["samples"] or min(row["samples"]) <= 0:
+    """None where there are not two samples to judge by."""
+    if row is None or row["status"] != Status.OK or len(row["samples"] or ()) < 2 or min(row["samples"]) <= 0:
         return None
     return split(row["samples"], row["rounds"])
 

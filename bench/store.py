@@ -95,8 +95,16 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     raise RunFileError(f"{path}: schema {version.decode()}, and this version reads {SCHEMA_VERSION}")
 
 
+def files(where: Path) -> list[Path]:
+    """The Parquet files of a folder and of the folders in it, or the file itself. What is hidden is still under way."""
+    if where.is_file():
+        return [where]
+    found = sorted(where.rglob("*.parquet"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(where).parts)]
+
+
 def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[Aside]]:
-    """All runs of a folder, or one file, and what was set aside on the way: corrupt files are renamed ``*.corrupt``.
+    """All runs in a folder, or one file, and what was set aside on the way: corrupt files are renamed ``*.corrupt``.
 
     Raises:
         UsageError: nothing is there, or it is of another schema.
@@ -109,7 +117,7 @@ def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, l
     if not where.is_dir():
         raise UsageError(f"{where}: no such file or folder")
     tables, aside = [], []
-    for path in sorted(where.glob("*.parquet")):
+    for path in files(where):
         try:
             tables.append(read(path, columns))
         except CorruptError as error:

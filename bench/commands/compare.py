@@ -22,6 +22,7 @@ from reports.escape import inline
 from reports.escape import markdown as escaped
 
 SHOWN = 40  # rows of a table; the rest is counted
+_COUNTED = {Verdict.SAME, Verdict.UNJUDGED, Verdict.MISSING, Verdict.NEW}  # no rows of their own: a remark tells more
 _MOVING = {"load", "clock_mhz", "power_w", "temperature_c", "peak_tflops", "peak_gbs"}  # measured anew in each run
 ABOUT = ("profile", "backend_version", "clocks_locked", *(name for name in ENVIRONMENT if name not in _MOVING))
 _COLOURS = {"broken": "bold red", "slower": "red", "worse": "red", "fixed": "green", "faster": "green"}
@@ -60,7 +61,7 @@ def execute(old: Path, new: Path, *, gate: float, markdown: Path | None) -> int:
     """
     before, after = newest(old), newest(new)
     found = compare(before.rows, after.rows, gate)
-    remarks = [*_about(before, after), *_gates(found, gate)]
+    remarks = [*_about(before, after), *_apart(found), *_gates(found, gate, before, after)]
     _show(found, before, after, remarks)
     if markdown is not None:
         try:
@@ -81,7 +82,7 @@ def newest(where: Path) -> Side:
         raise UsageError(f"{where}: no rows")
     latest = labels.sort_by([("timestamp", "descending"), ("run_id", "descending")])["run_id"][0].as_py()
     parts = []
-    for path in [where] if where.is_file() else sorted(where.glob("*.parquet")):
+    for path in store.files(where):
         if latest in store.read(path, ["run_id"])["run_id"].to_pylist():
             rows = store.read(path)
             parts.append(rows.filter(pc.equal(rows["run_id"], latest)))
@@ -94,7 +95,7 @@ def comment(found: Comparison, before: Side, after: Side, remarks: Iterable[str]
     bad, good = sum(v.regression * n for v, n in count.items()), sum(v.improvement * n for v, n in count.items())
     lines = [f"### Benchmarks: {_plural(bad, 'regression')}, {_plural(good, 'improvement')}", "", _counts(found), ""]
     lines += [f"Old: {escaped(before.title)}  ", f"New: {escaped(after.title)}", ""]
-    moved = [change for change in found.changes if change.verdict not in {Verdict.SAME, Verdict.AMBIGUOUS}]
+    moved = [change for change in found.changes if change.verdict not in {*_COUNTED, Verdict.AMBIGUOUS}]
     unclear = [change for change in found.changes if change.verdict is Verdict.AMBIGUOUS]
     lines += _grid(moved)
     if unclear:
@@ -108,14 +109,15 @@ def _show(found: Comparison, before: Side, after: Side, remarks: Iterable[str]) 
     console = Console(highlight=False)
     for name, side in (("old", before), ("new", after)):
         console.print(Text(f"{name}  {inline(side.path)}: {inline(side.title)}"))
-    listed = [change for change in found.changes if change.verdict is not Verdict.SAME]
+    listed = [change for change in found.changes if change.verdict not in _COUNTED]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for change in listed[:SHOWN]:
         verdict, backend, metric, case, old, new, moved, p, note = map(inline, _cells(change))
         what = Text(f"{backend} · {metric} · {case}")
         what.append("\n" + "   ".join(part for part in (f"{old} → {new}", moved, p and f"p {p}", note) if part), "dim")
         table.add_row(Text(verdict, _COLOURS.get(verdict, "")), what)
-    console.print(table)
+    if listed:
+        console.print(table)
     if len(listed) > SHOWN:
         console.print(f"… and {len(listed) - SHOWN} more")
     console.print(Text(_counts(found), "bold"))
@@ -174,16 +176,45 @@ def _about(before: Side, after: Side) -> list[str]:
     return told + [f"set aside as {path.name}: {each.why}" for path, each in aside.items()]
 
 
-def _gates(found: Comparison, gate: float) -> list[str]:
+def _apart(found: Comparison) -> list[str]:
+    """What only one of the runs has, and what was not judged: a line for each, however many rows it would take."""
+    told = []
+    for verdict, side in ((Verdict.MISSING, "old"), (Verdict.NEW, "new")):
+        if lone := [change for change in found.changes if change.verdict is verdict]:
+            backends, cases = (_few(getattr(change, name) for change in lone) for name in ("backend", "case_id"))
+            told.append(f"only in the {side} run: {_plural(len(lone), 'figure')} of {backends} on {cases}")
+    single = [change for change in found.changes if change.verdict is Verdict.UNJUDGED and change.ratio]
+    for metric in sorted({change.metric for change in single}):
+        moved = [change.ratio.median for change in single if change.metric == metric and change.ratio]
+        low, middle, high = np.quantile(moved, (0, 0.5, 1))
+        span = f"{middle:.2f} ({low:.2f} to {high:.2f}, {len(moved)} series)"
+        told.append(f"{metric} is taken once a run, so it is shown and not judged: new / old {span}")
+    return told
+
+
+def _few(names: Iterable[str]) -> str:
+    """Each once, the first three by name."""
+    once = list(dict.fromkeys(names))
+    return ", ".join(once[:3]) + (f" and {len(once) - 3} more" if len(once) > 3 else "")
+
+
+def _gates(found: Comparison, gate: float, before: Side, after: Side) -> list[str]:
     told = f"gates: time {gate:.1%}"
     if found.gate > gate:
-        told += f", raised to {found.gate:.1%} by the noise of these runs"
+        loads = [f"{load:.1f}" for load in map(_load, (before, after)) if load is not None]
+        busy = f" (load when they began: {', '.join(loads)})" if loads else ""
+        told += f", raised to {found.gate:.1%} by the noise of these runs{busy}"
     told += "".join(f", {name} {limit:.1%}" for name, limit in MEMORY_GATES.items()) + "; all else must be equal"
     if not len(found.floor):
-        return [told, "no bare layer ran along: what the machine did cannot be told from what a backend did"]
+        return [told, "no floor, the bare layer, ran along: the machine's doing cannot be told from a backend's"]
     low, middle, high = (f"{x - 1:+.1%}" for x in np.quantile(found.floor, (0, 0.5, 1)))
-    floor = f"the bare layer's own time moved by {middle} ({low} to {high}, {_plural(len(found.floor), 'case')})"
-    return [told, f"{floor}; new / old of a time is that of its multiples of the bare layer's, with a 95 % interval"]
+    floor = f"the floor, the bare layer, moved by {middle} ({low} to {high}, {_plural(len(found.floor), 'case')})"
+    return [told, f"{floor}; new / old of a time is that of its multiples of the floor, with a 95 % interval"]
+
+
+def _load(side: Side) -> float | None:
+    load: float | None = pc.max(side.rows["load"]).as_py()
+    return load
 
 
 def _plural(n: int, what: str) -> str:

@@ -15,6 +15,7 @@ from bench.commands.compare import figure
 from bench.history import COLUMNS, RECENT, Course, Judged, Runs, gather, judge
 from bench.record import METRICS
 from bench.statistics import Floats
+from bench.steps import SHORTEST
 from conformance.command_line import hint
 from conformance.discovery import UsageError
 from reports.escape import inline
@@ -24,6 +25,13 @@ SHOWN = 40  # series in a table; the rest is counted
 NEWEST = 30  # runs in a sparkline
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = {Course.BROKEN: "bold red", Course.WORSE: "red", Course.APART: "yellow", Course.BETTER: "green"}
+_MEANING = {
+    Course.BROKEN: "had figures, and now has a status instead",
+    Course.WORSE: f"since one of the last {RECENT} runs the level is worse by more than the gate",
+    Course.APART: "the newest run alone is out, perhaps the first of a step",
+    Course.BETTER: f"since one of the last {RECENT} runs the level is better by more than the gate",
+    Course.CHANGED: "neither level is the better one, or only the floor moved",
+}
 _HEAD = ["course", "backend", "metric", "case", "newest", f"last {NEWEST} runs", "steps"]
 
 
@@ -41,8 +49,8 @@ def execute(folder: Path, *, backend: str | None, metric: str | None, gate: floa
     table, aside = store.load(folder, COLUMNS)
     runs = gather(table, backend, metric)
     judged = judge(runs, gate)
-    remarks = [_legend(gate), *(f"set aside as {each.path.name}: {each.why}" for each in aside)]
-    _show(runs, judged, remarks)
+    remarks = [*_legend(runs, judged, gate), *(f"set aside as {each.path.name}: {each.why}" for each in aside)]
+    _show(runs, judged, remarks, every=metric is not None)
     if markdown is not None:
         try:
             markdown.write_text(comment(runs, judged, remarks), encoding="utf-8")
@@ -80,18 +88,23 @@ def sparkline(values: Floats) -> str:
     return "".join(" " if np.isnan(h) else _BARS[min(int(h * len(_BARS)), len(_BARS) - 1)] for h in heights)
 
 
-def _show(runs: Runs, judged: list[Judged], remarks: list[str]) -> None:
+def _show(runs: Runs, judged: list[Judged], remarks: list[str], *, every: bool) -> None:
+    """``every``: also what is steady; otherwise only where all of it fits."""
     console = Console(highlight=False)
     console.print(Text(inline(_title(runs))))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     listed = [each for each in judged if each.course is not Course.ABSENT]
+    if not every and len(listed) > SHOWN:
+        listed = [each for each in listed if each.course is not Course.STEADY]
+        remarks = [*remarks, "what is steady is counted only: --metric NAME lists it"]
     for each in listed[:SHOWN]:
         course, backend, metric, case, newest, line, stepped = map(str, _cells(runs, each))
         what = Text(f"{backend} · {metric} · {case}\n")
         what.append(f"{line}  {newest}", _COLOURS.get(each.course, ""))
         what.append(f"   {stepped}" if stepped else "", "dim")
         table.add_row(Text(course, _COLOURS.get(each.course, "")), what)
-    console.print(table)
+    if listed:
+        console.print(table)
     if len(listed) > SHOWN:
         console.print(f"… and {len(listed) - SHOWN} more")
     console.print(Text(_counts(judged), "bold"))
@@ -118,13 +131,16 @@ def _chain(runs: Runs, each: Judged, unit: str) -> str:
 
 def _run(runs: Runs, at: int) -> str:
     run = runs.runs.iloc[at]
-    dirty = "+" if str(run["dirty"]) == "True" else ""  # it may be missing
-    return f"{run['timestamp']:%Y-%m-%d} {str(run['commit'])[:10]}{dirty}"
+    commit = run["commit"][:10] if isinstance(run["commit"], str) else "no commit"
+    dirty = " with uncommitted changes" if str(run["dirty"]) == "True" else ""  # it may be missing
+    return f"{run['timestamp']:%Y-%m-%d} {commit}{dirty}"
 
 
 def _title(runs: Runs) -> str:
-    first, last, n = runs.runs.iloc[0]["timestamp"], runs.runs.iloc[-1]["timestamp"], len(runs.runs)
-    return f"{n} run{'s' if n != 1 else ''}, {first:%Y-%m-%d} to {last:%Y-%m-%d}; newest {_run(runs, n - 1)}"
+    when, n = runs.runs["timestamp"], len(runs.runs)
+    if n == 1:
+        return f"1 run, of {_run(runs, 0)}"
+    return f"{n} runs, {when.iloc[0]:%Y-%m-%d %H:%M} to {when.iloc[-1]:%Y-%m-%d %H:%M} UTC; newest {_run(runs, n - 1)}"
 
 
 def _counts(judged: list[Judged]) -> str:
@@ -132,8 +148,16 @@ def _counts(judged: list[Judged]) -> str:
     return " · ".join(f"{count[course]} {course}" for course in Course if count[course])
 
 
-def _legend(gate: float) -> str:
-    return (
-        f"worse: since one of the last {RECENT} runs the level is worse by more than the gate ({gate:.1%} for times); "
-        "apart: the newest run alone is out; times are shown at the typical speed of the bare layer"
-    )
+def _legend(runs: Runs, judged: list[Judged], gate: float) -> list[str]:
+    """What the words mean, where they occur, and what so short a history cannot show."""
+    if len(runs.runs) == 1:
+        return ["this is the first run: there is nothing to compare it with yet"]
+    there = {each.course for each in judged}
+    told = [f"{course}: {meaning}" for course, meaning in _MEANING.items() if course in there]
+    told.append(f"the gate of times is {gate:.1%}; times are shown at the typical speed of the floor, the bare layer")
+    if len(runs.runs) < SHORTEST:
+        told.append(
+            f"{len(runs.runs)} runs show what must be equal and what broke; steps of times and of memory peaks are"
+            f" found from {SHORTEST} runs on, until then lora-bench compare judges them"
+        )
+    return told

@@ -102,6 +102,18 @@ class TestTime:
         assert change.p < ALPHA
         assert (change.verdict, change.note) == (Verdict.AMBIGUOUS, "the time itself: +1.2%")
 
+    @pytest.mark.parametrize("new", [2.0, 2.01, 9.0])
+    def test_what_is_timed_once_a_run_is_not_judged(self, new: float) -> None:
+        for samples in (None, [1.0]):  # with and without a list of the one sample
+            found = compare(*(table([row(0, "a", "first_ms", v, samples=samples, n=1)]) for v in (2.0, new)))
+            (change,) = found.changes
+            assert (change.verdict, change.old, change.new) == (Verdict.UNJUDGED, 2.0, new)
+            assert not found.regressed
+
+    def test_a_first_call_that_fails_is_broken_all_the_same(self) -> None:
+        old, new = row(0, "a", "first_ms", 2.0, n=1), row(0, "a", "first_ms", None, status="crash")
+        assert compared([old], [new])["a", "first_ms"].verdict is Verdict.BROKEN
+
     def test_too_few_samples_show_nothing_however_far_apart(self) -> None:
         old, new = ([row(0, "a", "first_ms", v, samples=[v, v, v], rounds=[1, 1, 1], n=3)] for v in (1.0, 9.0))
         change = compared(old, new)["a", "first_ms"]
@@ -124,9 +136,9 @@ class TestTime:
         change = compared(old, new)["a", "time_ms"]
         assert (change.verdict, change.note) == (Verdict.SLOWER, "no floor ran along")
 
-    def test_without_samples_nothing_is_shown(self) -> None:
+    def test_without_samples_nothing_is_judged(self) -> None:
         old, new = [row(0, "a", "time_ms", 1.0)], [row(0, "a", "time_ms", 2.0)]
-        assert compared(old, new)["a", "time_ms"].verdict is Verdict.AMBIGUOUS
+        assert compared(old, new)["a", "time_ms"].verdict is Verdict.UNJUDGED
 
     @pytest.mark.parametrize("metric", sorted(DERIVED))
     def test_one_slowdown_is_told_once(self, metric: str) -> None:

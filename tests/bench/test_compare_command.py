@@ -105,6 +105,32 @@ class TestDifferences:
         assert "1 missing · 1 new · 1 same" in told
         assert "threads differs: 2 → 2, 4" in told
 
+    def test_what_one_run_lacks_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        kept = [row(0, "a", "flops", 1.0)]
+        gone = [row(n, name, "flops", 1.0) for n in (1, 2, 3, 4) for name in ("a", "b")]
+        comment = tmp_path / "comment.md"
+        old, new = put(tmp_path / "old.parquet", *kept, *gone), put(tmp_path / "new.parquet", *kept)
+        assert compared(old, new, comment) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        ids = ", ".join(case(n).case_id for n in (1, 2, 3))
+        assert "8 missing · 1 same" in told
+        assert f"- only in the old run: 8 figures of a, b on {ids} and 1 more" in told
+        assert "| missing" not in comment.read_text()
+        compared(new, old)
+        assert "only in the new run: 8 figures" in " ".join(capsys.readouterr().out.split())
+
+    def test_first_calls_are_shown_in_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name, factor in (("old", 1.0), ("new", 2.0)):
+            rows = [row(n, "a", "first_ms", factor ** (n - 1), n=1) for n in range(3)]
+            put(tmp_path / f"{name}.parquet", *rows)
+        comment = tmp_path / "comment.md"
+        assert compared(tmp_path / "old.parquet", tmp_path / "new.parquet", comment) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        line = "first_ms is taken once a run, so it is shown and not judged: new / old 1.00 (0.50 to 2.00, 3 series)"
+        assert f"3 not judged - both runs are of the same commit - {line}" in told
+        assert "no improvements\n\n3 not judged\n" in comment.read_text()
+        assert "ambiguous" not in comment.read_text()
+
     def test_the_gate_in_force_is_shown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name, seed in (("old", 1), ("new", 2)):
             store.write(run(np.random.default_rng(seed), QUIET), tmp_path / f"{name}.parquet")

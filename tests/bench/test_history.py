@@ -15,7 +15,7 @@ import pytest
 from made_runs import QUIET, START, row, times
 
 from bench import store
-from bench.commands.history import execute, sparkline
+from bench.commands.history import SHOWN, execute, sparkline
 from bench.history import RECENT, Course, Judged, gather, judge
 from conformance.discovery import UsageError
 
@@ -162,6 +162,33 @@ class TestCommand:
         assert text.startswith("### History: 1 alarm in 5 series\n\n1 worse · 4 steady\n")
         assert "| worse | a | time\\_ms | tiny/q 64x64 2x16 r8 float32 step | 1.3" in text
         assert "set aside as bad.parquet.corrupt" in text
+
+    def test_many_steady_series_are_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = [row(n, "a", metric, 1.0) for n in range(SHOWN) for metric in ("flops", "n_ops")]
+        worse = [{**each, "run_id": "run1", "timestamp": START + timedelta(days=1)} for each in rows]
+        worse[0] = {**worse[0], "value": 2.0}
+        store.write(store.table([*rows, *worse]), tmp_path / "runs.parquet")
+        assert execute(tmp_path, backend=None, metric=None, gate=0.04, markdown=None) == 1
+        told = capsys.readouterr().out
+        assert told.count("a · ") == 1
+        assert f"1 worse · {2 * SHOWN - 1} steady" in told
+        assert "--metric NAME lists it" in told
+        execute(tmp_path, backend=None, metric="n_ops", gate=0.04, markdown=None)
+        assert capsys.readouterr().out.count("a · n_ops · ") == SHOWN
+
+    def test_a_short_history_says_what_it_can_show(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for runs, told in ((1, "there is nothing to compare it with yet"), (2, "found from 8 runs on"), (8, "")):
+            store.write(nightly(runs), tmp_path / "runs.parquet")
+            execute(tmp_path, backend=None, metric=None, gate=0.04, markdown=None)
+            shown = " ".join(capsys.readouterr().out.split())
+            assert told in shown
+            assert ("nothing to compare" in shown, "8 runs on" in shown) == (runs == 1, runs == 2)
+
+    def test_a_run_without_a_commit(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        put = store.table([row(0, "a", "flops", 1.0, commit=None, dirty=None)])
+        store.write(put, tmp_path / "runs.parquet")
+        execute(tmp_path, backend=None, metric=None, gate=0.04, markdown=None)
+        assert "1 run, of 2026-01-01 no commit\n" in capsys.readouterr().out
 
     def test_bad_input_is_one_line(self, folder: Path, tmp_path: Path) -> None:
         for asked, message in (

@@ -50,6 +50,13 @@ def test_only_what_is_asked_for_is_read(rows: pa.Table, tmp_path: Path) -> None:
     assert store.load(tmp_path, ["value", "metric"])[0].column_names == ["value", "metric"]
 
 
+def test_folders_in_a_folder_are_read_and_what_is_under_way_is_not(rows: pa.Table, tmp_path: Path) -> None:
+    for name in ("b.parquet", "monday/runs/a.parquet", "monday/runs/.unfinished/c/d.parquet", ".e.parquet"):
+        store.write(rows, tmp_path / name)
+    assert [str(path.relative_to(tmp_path)) for path in store.files(tmp_path)] == ["b.parquet", "monday/runs/a.parquet"]
+    assert store.load(tmp_path)[0].num_rows == 2 * rows.num_rows
+
+
 def test_others_may_read_it(rows: pa.Table, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
