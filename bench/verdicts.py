@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.record import FROZEN
 from conformance.discovery import UsageError
+from conformance.results import environment, version
 from reports.results import IMPORT, Record, Results, ResultsError, read
 
 CONFORMING, WRONG, NOT_JUDGED = "conforming", "wrong", "not judged"
@@ -42,6 +43,32 @@ def judge(references: Sequence[str], out: Path) -> dict[str, Verdict]:
     return verdicts(path, references)
 
 
+def recorded(path: Path, references: Sequence[str]) -> dict[str, Verdict]:
+    """The verdicts of a run of the suite that has been before: they must be of what is installed here now.
+
+    Raises:
+        UsageError: as ``verdicts``, or another suite, other invariants or other packages were judged.
+    """
+    found = verdicts(path, references)
+    if stale := _stale(read(path)):
+        raise UsageError(f"{path} is of {stale}: judge again, with lora-conformance run or without --conformance")
+    return found
+
+
+def _stale(results: Results) -> str:
+    """In what the run differs from what is installed, or ""."""
+    from conformance import plan
+    from conformance.invariant import REGISTRY
+
+    if results.suite != version():
+        return f"suite {results.suite}, and {version()} is installed"
+    if results.digest != plan.digest(REGISTRY.values()):
+        return "other invariants than those of this suite"
+    now = environment()["versions"]
+    names = [name for name in {**results.versions, **now} if results.versions.get(name) != now.get(name)]
+    return ", ".join(f"{name} {results.versions.get(name)}, and {now.get(name)} is installed" for name in names)
+
+
 def verdicts(path: Path, references: Sequence[str]) -> dict[str, Verdict]:
     """What recorded results say of the backends.
 
@@ -63,16 +90,16 @@ def verdicts(path: Path, references: Sequence[str]) -> dict[str, Verdict]:
 
 def _verdict(results: Results, name: str) -> Verdict:
     records = [record for record in results.records if record.backend == name]
-    version = results.backends[name]
+    judged = results.backends[name]
     digest = _digest(results, records)
     red = sorted({record.invariant for record in records if record.red})
     if red == [IMPORT]:
-        return Verdict(WRONG, version, digest, f"cannot be imported: {records[0].cause}")
+        return Verdict(WRONG, judged, digest, f"cannot be imported: {records[0].cause}")
     if red:
-        return Verdict(WRONG, version, digest, f"red in {', '.join(red)}")
+        return Verdict(WRONG, judged, digest, f"red in {', '.join(red)}")
     if not any(record.verdict == "PASS" for record in records):
-        return Verdict(WRONG, version, digest, "passes no invariant")
-    return Verdict(CONFORMING, version, digest)
+        return Verdict(WRONG, judged, digest, "passes no invariant")
+    return Verdict(CONFORMING, judged, digest)
 
 
 def _digest(results: Results, records: Sequence[Record]) -> str:

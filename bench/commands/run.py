@@ -20,7 +20,7 @@ from bench.engines.local import Effort, Group, groups, running
 from bench.figures import Row
 from bench.record import SCHEMA_VERSION
 from bench.unfinished import Unfinished, take_up
-from bench.verdicts import Verdict, judge, verdicts
+from bench.verdicts import Verdict, judge, recorded, verdicts
 from conformance.command_line import hint
 from conformance.discovery import UsageError, check_name
 
@@ -43,13 +43,14 @@ def execute(asked: Request, out: Path, engine: str = "local", address: str | Non
         UsageError: before anything is measured.
     """
     console = Console(stderr=True)
-    cases = chosen(asked)
-    for reference in asked.backends:
-        check_name(reference)
-    _check_device(asked.device)
-    _check_folder(out)
-    with take_up(out, _signature(asked)) as run:
-        judged = _judged(asked, run, console)
+    cases = check(asked, out)
+    known = None if asked.conformance is None else recorded(asked.conformance, asked.backends)
+    with take_up(out, _signature(asked, known)) as run:
+        (run.folder / "log.txt").touch()
+        judged = _judged(asked, run, console) if known is None else known
+        for reference, verdict in judged.items():
+            if verdict.reason:
+                console.print(f"{reference} is not timed: {verdict.reason}", style="red", markup=False)
         todo = groups(cases)
         left = [group for group in todo if not run.done(group)]
         if len(left) < len(todo):
@@ -64,6 +65,20 @@ def execute(asked: Request, out: Path, engine: str = "local", address: str | Non
         path = run.finish(todo, out)
     console.print(f"wrote {path}")
     return summary.show(path, Console())
+
+
+def check(asked: Request, out: Path) -> list[Case]:
+    """The cases, if all that was asked for is there.
+
+    Raises:
+        UsageError: an unknown name, a device that is missing or busy, or a folder that cannot be written.
+    """
+    cases = chosen(asked)
+    for reference in asked.backends:
+        check_name(reference)
+    _check_device(asked.device)
+    _check_folder(out)
+    return cases
 
 
 def chosen(asked: Request) -> list[Case]:
@@ -111,22 +126,16 @@ def _locally(
 
 def _judged(asked: Request, run: Unfinished, console: Console) -> dict[str, Verdict]:
     folder = run.folder / "conformance"
-    (run.folder / "log.txt").touch()
-    if asked.conformance is not None:
-        found = verdicts(asked.conformance, asked.backends)
-    elif (folder / "results.jsonl").exists():
-        found = verdicts(folder / "results.jsonl", asked.backends)
-    else:
-        with console.status("judging the backends first") if console.is_terminal else console.capture():
-            found = judge(asked.backends, folder)
-    for reference, verdict in found.items():
-        if verdict.reason:
-            console.print(f"{reference} is not timed: {verdict.reason}", style="red", markup=False)
-    return found
+    if (folder / "results.jsonl").exists():
+        return verdicts(folder / "results.jsonl", asked.backends)
+    with console.status("judging the backends first") if console.is_terminal else console.capture():
+        return judge(asked.backends, folder)
 
 
-def _signature(asked: Request) -> dict[str, Any]:
-    return {**asdict(asked), "conformance": str(asked.conformance), **environment.commit()}
+def _signature(asked: Request, known: dict[str, Verdict] | None) -> dict[str, Any]:
+    """What must be equal for a run to be taken up: given verdicts by what they say, not by their file."""
+    said = None if known is None else {reference: verdict.digest for reference, verdict in known.items()}
+    return {**asdict(asked), "conformance": said, **environment.commit()}
 
 
 def _check_device(device: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,22 @@ def show(path: Path, console: Console) -> int:
     for group, lines in at.items():
         console.print(Text(f"\n{group}", style="bold"))
         console.print(_table(lines))
-    bad = [row for row in rows if row["status"] in _BAD]
-    for row in bad:
-        line = f"{row['status']}: {inline(row['backend'])} on {row['case_id']}: {inline(row['error'])}"
-        console.print(line, markup=False, highlight=False)
+    bad = failures(rows)
+    for line in bad:
+        console.print(inline(line), markup=False, highlight=False)
     return int(bool(bad))
+
+
+def failures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What has a status that no one wants; one line for one cause, however many cases it took with it."""
+    cases: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        if row["status"] in _BAD:
+            cases[row["status"], row["backend"], row["error"]].append(row["case_id"])
+    return [
+        f"{status}: {backend} on {ids[0] if len(ids) == 1 else f'{len(ids)} cases'}: {error}"
+        for (status, backend, error), ids in cases.items()
+    ]
 
 
 def _table(lines: Mapping[tuple[str, str], dict[str, dict[str, Any]]]) -> Table:
