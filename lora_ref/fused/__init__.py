@@ -1,0 +1,6 @@
+"""LoRA at little more than the cost of the frozen layer: autograd functions, and layers and models built on them."""
+
+from lora_ref.fused.modules import FusedLayer as FusedLayer
+from lora_ref.fused.modules import FusedModel as FusedModel
+from lora_ref.fused.single import dora as dora
+from lora_ref.fused.single import linear as linear
