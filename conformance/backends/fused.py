@@ -35,6 +35,10 @@ class FusedStore(ReferenceStore):
     kind = fused.FusedModel
 
 
+class FusedBatch(ReferenceBatch):
+    route = staticmethod(fused.batch)
+
+
 backend = Backend(
     Manifest(
         name="fused",
@@ -47,7 +51,7 @@ backend = Backend(
     layer=FusedLayers(),
     model=FusedModels(),
     store=FusedStore(),
-    batch=ReferenceBatch(),
+    batch=FusedBatch(),
 )
 
 operator = Backend(

@@ -126,12 +126,14 @@ class ReferenceStore:
 
 
 class ReferenceBatch(TorchBatch):
+    route = staticmethod(routing.forward)
+
     def prepare(self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]]) -> Serve:
         w = to_torch(weights.w)
         w = w.T if weights.geometry.transposed else w  # type: ignore[attr-defined]
         bias = None if weights.bias is None else to_torch(weights.bias)
         routed = [(to_torch(a), to_torch(b), replace(spec, r=a.shape[0]).scaling) for a, b in adapters]
-        return lambda x, index: routing.forward(x, w, bias, routed, index)
+        return lambda x, index: self.route(x, w, bias, routed, index)
 
 
 FEATURES = frozenset(Feature)

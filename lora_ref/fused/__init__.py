@@ -2,5 +2,6 @@
 
 from lora_ref.fused.modules import FusedLayer as FusedLayer
 from lora_ref.fused.modules import FusedModel as FusedModel
+from lora_ref.fused.routed import batch as batch
 from lora_ref.fused.single import dora as dora
 from lora_ref.fused.single import linear as linear
