@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ref.delta import Delta, FusedDelta, LinearDelta, is_quantised, weight_of
+from lora_ref.fused.products import one_scaling
 from lora_ref.fused.single import dora, linear
 from lora_ref.layers import LoraLayer
 from lora_ref.model import LoraModel
@@ -32,7 +33,7 @@ class FusedLayer(LoraLayer):
         if len(deltas) == 1:
             return linear(x, w, bias, *factors[0], first.scaling, dropout=dropout)
         a, b = torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1)
-        s = tuple((own.shape[0], delta.scaling) for (own, _), delta in zip(factors, deltas, strict=True))
+        s = one_scaling([(own.shape[0], delta.scaling) for (own, _), delta in zip(factors, deltas, strict=True)])
         return linear(x, w, bias, a, b, s)
 
     def _serves(self, deltas: list[Delta]) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 
 class Need(NamedTuple):
-    """Which gradients a backward will be asked for."""
+    """Which gradients a backward will be asked for; of several adapters, whether of any."""
 
     x: bool
     a: bool

@@ -12,6 +12,8 @@ dx are added to where they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,15 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def shrink(factor: Tensor, rows: Tensor, s: Scaling) -> Tensor:
-    """factor (r, width), rows (M, width) -> s·factor·rowsᵀ (r, M)."""
-    out, columns = rows.new_empty(factor.shape[0], rows.shape[0]), rows.t()
+def one_scaling(each: Sequence[tuple[int, float]]) -> Scaling:
+    """(rank, s) of stacked factors as a single s, where it is the same for all: their product is one gemm then."""
+    scalings = {s for _, s in each}
+    return scalings.pop() if len(scalings) == 1 else tuple(each)
+
+
+def shrink(factor: Tensor, rows: Tensor, s: Scaling, out: Tensor | None = None) -> Tensor:
+    """factor (r, width), rows (M, width) -> s·factor·rowsᵀ (r, M), in ``out`` if that is given."""
+    out, columns = rows.new_empty(factor.shape[0], rows.shape[0]) if out is None else out, rows.t()
     if isinstance(s, tuple):
         ranks = [rank for rank, _ in s]
         for part, own, (_, scale) in zip(torch.split(out, ranks), torch.split(factor, ranks), s, strict=True):
