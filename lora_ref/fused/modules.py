@@ -1,16 +1,15 @@
 """The reference's layers and models, with linear layers computed by the fused functions.
 
 Everything else is inherited: adapters, switching, merging, files. What the functions do not serve (convolutions,
-embeddings, quantised bases, bases with hooks of their own, merged layers) is computed as the reference does it.
+embeddings, quantised bases, modules with hooks, merged layers) is computed as the reference does it.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from lora_ref.delta import Delta, FusedDelta, LinearDelta, is_quantised, weight_of
-from lora_ref.fused.products import one_scaling
+from lora_ref.fused.products import stacked
 from lora_ref.fused.single import dora, linear
 from lora_ref.layers import LoraLayer
 from lora_ref.model import LoraModel
@@ -28,34 +27,37 @@ class FusedLayer(LoraLayer):
         w = weight.t() if first.transposed else weight  # (out, in)
         dropout = first.spec.dropout if first.training else 0.0
         if isinstance(first, DoraDelta):
-            return dora(x, w, bias, *first.factors(), first.magnitude_factor(), first.scaling, dropout=dropout)
-        factors = [delta.factors() for delta in deltas]
-        if len(deltas) == 1:
-            return linear(x, w, bias, *factors[0], first.scaling, dropout=dropout)
-        a, b = torch.cat([a for a, _ in factors]), torch.cat([b for _, b in factors], dim=1)
-        s = one_scaling([(own.shape[0], delta.scaling) for (own, _), delta in zip(factors, deltas, strict=True)])
-        return linear(x, w, bias, a, b, s)
+            return dora(x, w, bias, *first.factors(), first.m, first.scaling, dropout=dropout)
+        return linear(x, w, bias, *stacked([(*d.factors(), d.scaling) for d in deltas]), dropout=dropout)
 
     def _serves(self, deltas: list[Delta]) -> bool:
         """Several adapters at once are one product, unless each has a dropout mask or a magnitude of its own."""
         alone = len(deltas) == 1
         return (
             bool(deltas)
-            and _plain(self.base)
-            and all(isinstance(delta, LinearDelta | FusedDelta) for delta in deltas)
+            and not is_quantised(self.base)
+            and is_frozen_product(self.base)
+            and all(isinstance(delta, LinearDelta | FusedDelta) and is_bare(delta) for delta in deltas)
             and (alone or not any(isinstance(d, DoraDelta) or (d.training and d.spec.dropout) for d in deltas))
         )
 
 
-def _plain(base: nn.Module) -> bool:
-    """Whether a call of the base is x Wᵀ + bias and nothing else: no hooks, no forward of its own, nothing trained."""
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else: no hooks, no forward of its own."""
     return not (
-        is_quantised(base)
-        or base._forward_hooks  # noqa: SLF001 (no public name)
-        or base._forward_pre_hooks  # noqa: SLF001
-        or "forward" in vars(base)
-        or any(parameter.requires_grad for parameter in base.parameters(recurse=False))
+        module._forward_hooks  # noqa: SLF001 (no public names)
+        or module._forward_pre_hooks  # noqa: SLF001
+        or module._backward_hooks  # noqa: SLF001
+        or module._backward_pre_hooks  # noqa: SLF001
+        or "forward" in vars(module)
     )
+
+
+def is_frozen_product(base: nn.Module) -> bool:
+    """Whether a call of this linear layer is x Wᵀ + bias with parameters that do not train, and nothing else."""
+    own = base._parameters  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
+    trained = any(parameter is not None and parameter.requires_grad for parameter in own.values())
+    return is_bare(base) and own.get("weight") is not None and not trained
 
 
 class FusedModel(LoraModel):

@@ -31,6 +31,14 @@ def one_scaling(each: Sequence[tuple[int, float]]) -> Scaling:
     return scalings.pop() if len(scalings) == 1 else tuple(each)
 
 
+def stacked(adapters: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, Scaling]:
+    """A (r, in), B (out, r) and s of adapters that act together: as one of rank Σr."""
+    if len(adapters) == 1:
+        return adapters[0]
+    a, b, s = zip(*adapters, strict=True)
+    return torch.cat(a), torch.cat(b, dim=1), one_scaling([(one.shape[0], own) for one, own in zip(a, s, strict=True)])
+
+
 def shrink(factor: Tensor, rows: Tensor, s: Scaling, out: Tensor | None = None) -> Tensor:
     """factor (r, width), rows (M, width) -> s·factor·rowsᵀ (r, M), in ``out`` if that is given."""
     out, columns = rows.new_empty(factor.shape[0], rows.shape[0]) if out is None else out, rows.t()

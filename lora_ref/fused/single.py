@@ -44,15 +44,19 @@ def linear(
 
 
 def dora(
-    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, c: Tensor, s: float, *, dropout: float = 0.0
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, m: Tensor, s: float, *, dropout: float = 0.0
 ) -> Tensor:
-    """y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + bias with c (out,), the magnitude over the norm (see ``lora_ref.dora``).
+    """y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + bias with c = m / ‖W + s B A‖ and m (out,); see ``lora_ref.dora``.
 
-    Beside what ``linear`` keeps, the gradient of c needs what it multiplies: (..., out).
+    A row of norm 0 keeps c = 1. Beside what ``linear`` keeps, the gradient of m needs what c multiplies: (..., out).
     """
     check_frozen(w, bias)
+    wide = torch.promote_types(w.dtype, torch.float32)
+    with torch.no_grad(), as_written(x):
+        v = torch.addmm(w.to(wide), b.to(wide), a.to(wide), alpha=s)  # (out, in)
+        norm = torch.linalg.vector_norm(v, dim=1)
     z: Tensor = _Linear.apply(x, w, None, a, b, s, dropout, region(x), FACTORED)  # type: ignore[no-untyped-call]
-    c = c.to(z.dtype)
+    c = torch.where(norm > 0, m / torch.where(norm > 0, norm, 1), 1).to(z.dtype)
     return z * c if bias is None else torch.addcmul(bias.to(z.dtype), z, c)  # (..., out)
 
 
