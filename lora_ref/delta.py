@@ -137,6 +137,9 @@ class FusedDelta(Delta):
         out: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
         return out
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a, self._blocks(self.b)
+
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         ba = self._blocks(b) @ a  # (out, n·r)·(n·r, in) -> (out, in)
         return ba.T if self.transposed else ba

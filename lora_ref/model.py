@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -111,6 +111,8 @@ class Adapted(ABC):
 class LoraModel(Adapted):
     """The targets are replaced by ``LoraLayer``s; that gives merging and export to the controls."""
 
+    wrapper: type[LoraLayer] = LoraLayer
+
     def layers(self) -> dict[str, LoraLayer]:
         return {path: module for path, module in self.module.named_modules() if isinstance(module, LoraLayer)}
 
@@ -125,7 +127,7 @@ class LoraModel(Adapted):
 
     def carry(self, paths: list[str]) -> dict[str, Adapters]:
         plain = {path: base for path, base in self.bases().items() if path in paths and path not in self.layers()}
-        self._replace({base: LoraLayer(base) for base in plain.values()})
+        self._replace({base: self.wrapper(base) for base in plain.values()})
         layers = self.layers()
         return {path: layers[path].adapters for path in paths}
 
@@ -180,6 +182,9 @@ class LoraModel(Adapted):
                     parent.add_module(name, new[child])
 
 
+L = TypeVar("L", bound=LoraModel)
+
+
 def attach(
     model: nn.Module,
     spec: LoraSpec,
@@ -187,7 +192,8 @@ def attach(
     *,
     trainable: bool = True,
     dtype: torch.dtype | None = None,
-) -> LoraModel:
+    kind: type[L] = LoraModel,  # type: ignore[assignment]
+) -> L:
     """Freeze ``model`` and give every module that ``spec.targets`` names an adapter; ``model`` is changed in place.
 
     A second adapter may name other modules, and leaves the first and its training as they are. Activation
@@ -197,6 +203,6 @@ def attach(
         LoraError: a target or pattern key without a match, a module that cannot carry LoRA, a name that is taken.
             The model is unchanged then.
     """
-    lora = LoraModel(model)
+    lora = kind(model)
     lora.add(name, spec, lora.plan(name, spec, dtype), trainable=trainable)
     return lora

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lora_ref.geometry import Array, Geometry
+from lora_ref.geometry import Array, Fused, Geometry, Linear
 from lora_ref.rounding import PRECISION_BITS, Arithmetic, Bounded, exact
 from lora_ref.spec import LoraSpec
 
@@ -29,12 +29,14 @@ class Numerics:
     """Where an implementation rounds: declared by it, and the only freedom that it has.
 
     accumulate: dtype in which sums of products are accumulated.
-    order: "factored" computes (x Aᵀ) Bᵀ; "weight" first stores B·A, then multiplies x with it.
+    order: "factored" computes (x Aᵀ) Bᵀ; "weight" first stores B·A, then multiplies x with it. "cheapest" is factored
+        too, but where W, A and B are in float32 or wider it may as well multiply x and dy with W + s·B·A, formed first
+        and rounded to that dtype, and take dA and dB from dyᵀ x.
     scale: s multiplies the finished "delta", or the "hidden" x Aᵀ before B.
     """
 
     accumulate: str = "float32"
-    order: Literal["factored", "weight"] = "factored"
+    order: Literal["factored", "weight", "cheapest"] = "factored"
     scale: Literal["delta", "hidden"] = "delta"
 
 
@@ -108,7 +110,10 @@ class Oracle:
         x = _float64(x)
         # a fused product adds the delta to the base's output term by term
         base = self.base.carried(self._base_rows(x), self.a.value.shape[0])
-        return self._as_output(self.base.round(base + self._delta_rows(x, mask)), x.shape)
+        y = self.base.round(base + self._delta_rows(x, mask))
+        if mask is None and self._forms_weight:
+            y = y.either(self._base_rows(x, self._formed_weight()))
+        return self._as_output(y, x.shape)
 
     def merged_forward(self, x: ArrayLike, *, narrow: bool = False) -> Bounded:
         """y of the merged layer: one product with the rounded W'."""
@@ -123,11 +128,26 @@ class Oracle:
             return Gradients(None, da, db)
         dx_base = self._base_gradient(x, d_y)
         dx_base = self.base.carried(dx_base, self.a.value.shape[0])
-        return Gradients(self.base.round(dx_base + self.base.round(dx_delta)), da, db)
+        dx = self.base.round(dx_base + self.base.round(dx_delta))
+        if mask is None and self._forms_weight:
+            dx = dx.either(self._base_gradient(x, d_y, self._formed_weight()))
+            d_weight = self._weight_gradient(self._adapter_rows(x, None), d_y)
+            da, db = (known.either(v) for known, v in zip((da, db), self._from_weight(d_weight, 1), strict=True))
+        return Gradients(dx, da, db)
 
-    def _base_gradient(self, x: Array, d_y: Bounded) -> Bounded:
+    @property
+    def _forms_weight(self) -> bool:
+        """Whether the order is free here, and W wide enough for it."""
+        free = self.numerics.order == "cheapest" and isinstance(self.geometry, Linear | Fused)
+        return free and {self.base.storage, self.adapter.storage} <= {"float32", "float64"}
+
+    def _formed_weight(self) -> Bounded:
+        """W + s·B·A (N, K) as one product that starts with W."""
+        return self.base.round(self.base.carried(self.w, self.a.value.shape[0]) + self._delta_matrix(narrow=False))
+
+    def _base_gradient(self, x: Array, d_y: Bounded, w: Bounded | None = None) -> Bounded:
         """The base path's share of dx."""
-        dx = self.base.dot(d_y, self.w, fold=partial(self.geometry.rows_array, x_shape=x.shape))
+        dx = self.base.dot(d_y, w or self.w, fold=partial(self.geometry.rows_array, x_shape=x.shape))
         for _ in range(self.geometry.pad_dims):
             dx = self.base.round(dx)  # padding adds its borders back, stored
         return dx
@@ -139,11 +159,8 @@ class Oracle:
         dot, rounded, s = self.adapter.dot, self.adapter.round, self.s
         parts = max(1, len(x)) if self.geometry.per_sample else 1
         if self.numerics.order == "weight":
-            d_delta = rounded(d_y * s)  # (M, N)
-            d_weight = dot(d_delta.T, rows)  # (N, K)
-            db = dot(d_weight, self.a.T, fold=b_array, parts=parts)
-            da = dot(self.b.T, d_weight, fold=a_array, parts=parts)
-            d_rows, right = d_delta, dot(self.b, self.a)  # (M, N), (N, K)
+            da, db = self._from_weight(self._weight_gradient(rows, d_y), parts)
+            d_rows, right = rounded(d_y * s), dot(self.b, self.a)  # (M, N), (N, K)
         elif self.numerics.scale == "hidden":
             db = dot(d_y.T, rounded(self._hidden(rows) * s), fold=b_array, parts=parts)
             d_rows, right = rounded(dot(d_y, self.b) * s), self.a  # (M, R), (R, K)
@@ -161,6 +178,14 @@ class Oracle:
         for _ in range(self.geometry.pad_dims):
             dx = rounded(dx)
         return (dx if mask is None else rounded(dx.times(mask))), da, db
+
+    def _weight_gradient(self, rows: Bounded, d_y: Bounded) -> Bounded:
+        return self.adapter.dot(self.adapter.round(d_y * self.s).T, rows)  # (N, K)
+
+    def _from_weight(self, d_weight: Bounded, parts: int) -> tuple[Bounded, Bounded]:
+        """dA and dB from the gradient of a delta in W's shape."""
+        da = self.adapter.dot(self.b.T, d_weight, fold=self.geometry.a_array, parts=parts)
+        return da, self.adapter.dot(d_weight, self.a.T, fold=self.geometry.b_array, parts=parts)
 
     def _adapter_rows(self, x: Array, mask: Array | None) -> Bounded:
         """What A sees: (M, K)."""

@@ -22,20 +22,25 @@ class ResidualOracle(Oracle):
     """The expected results of an adapter that started as ``a0``, ``b0``; other arguments as in ``Oracle``.
 
     Every bound covers the two ways of computing: with a base that was set to W - s·B₀·A₀, rounded once; and with W
-    beside a branch s·(B·A - B₀·A₀).
+    beside a branch s·(B·A - B₀·A₀), whose two products may be one, of [A; A₀] and [B, -B₀].
     """
 
     def __init__(self, *layer: Any, a0: ArrayLike, b0: ArrayLike, **numerics: Any) -> None:
         super().__init__(*layer, **numerics)
         geometry, spec, w, bias, *_ = layer
         self.first = Oracle(geometry, spec, w, bias, a0, b0, **numerics)
+        a, b = layer[4:]
+        self.stacked = Oracle(
+            geometry, spec, w, bias, np.concatenate([a, a0]), np.concatenate([b, -np.asarray(b0)], axis=1), **numerics
+        )
         self.w = self.base.round(self.w - self.first._delta_matrix(narrow=False))  # noqa: SLF001 (of its own kind)
 
     def forward(self, x: ArrayLike, mask: Array | None = None) -> Bounded:
         x64 = np.asarray(x).astype(np.float64)
         change = self._delta_rows(x64, mask) - self.first._delta_rows(x64, mask)  # noqa: SLF001
         beside = self._as_output(self.adapter.round(change), x64.shape)
-        return super().forward(x, mask).either(self.base.round(self.first.base_forward(x) + beside))
+        y = super().forward(x, mask).either(self.base.round(self.first.base_forward(x) + beside))
+        return y.either(self.stacked.forward(x, mask))
 
     def gradients(self, x: ArrayLike, dy: ArrayLike, mask: Array | None = None) -> Gradients:
         whole, x64 = super().gradients(x, dy, mask), np.asarray(x).astype(np.float64)
@@ -48,8 +53,11 @@ class ResidualOracle(Oracle):
         # the three shares of dx are added up in any order: no partial sum is larger than all of them together
         together = Bounded(np.sum([s.magnitude for s in shares], axis=0), np.sum([s.bound for s in shares], axis=0))
         beside = self.base.round(self.base.round(together)).bound
+        stacked = self.stacked.gradients(x, dy, mask)
         assert whole.x is not None
-        return Gradients(whole.x.either(Bounded(whole.x.value, beside)), whole.a, whole.b)
+        assert stacked.x is not None
+        dx = whole.x.either(Bounded(whole.x.value, beside)).either(stacked.x)
+        return Gradients(dx, whole.a, whole.b)
 
     def merged_weight(self, *, narrow: bool = False) -> Bounded:
         formed = (self.narrow if narrow else self.wide).round

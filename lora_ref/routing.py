@@ -19,11 +19,7 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, adapters: Sequence[Routed
     Raises:
         LoraError: not one index for each row, or one that names no adapter.
     """
-    if len(index) != len(x):
-        raise LoraError(f"{len(x)} rows need as many indices, got {len(index)}")
-    for nth in index:
-        if not -1 <= nth < len(adapters):
-            raise LoraError(f"there is no adapter {nth}; there are {len(adapters)}, and -1 is the base alone")
+    check_index(index, len(x), len(adapters))
     out = F.linear(x, w, bias)  # (rows, out)
     total = out.to(torch.promote_types(out.dtype, torch.float32))
     own = torch.tensor([*index], dtype=torch.int64, device=x.device)  # (rows,)
@@ -32,3 +28,11 @@ def forward(x: Tensor, w: Tensor, bias: Tensor | None, adapters: Sequence[Routed
         h = F.linear(x[rows].to(a.dtype), a)  # (n, in) -> (n, r)
         total = total.index_add(0, rows, (s * F.linear(h, b)).to(total.dtype))  # (n, out)
     return total.to(out.dtype)
+
+
+def check_index(index: Sequence[int], rows: int, adapters: int) -> None:
+    if len(index) != rows:
+        raise LoraError(f"{rows} rows need as many indices, got {len(index)}")
+    for nth in index:
+        if not -1 <= nth < adapters:
+            raise LoraError(f"there is no adapter {nth}; there are {adapters}, and -1 is the base alone")

@@ -153,15 +153,19 @@ class PeftHandle(TorchModelHandle):
 
 
 class PeftModels:
+    kind = PeftHandle
+
     def attach(self, module: nn.Module, spec: LoraSpec) -> PeftHandle:
         # float32 adapters over a narrower base are PEFT's default; here A and B follow the base, as the case asks
-        handle = PeftHandle(get_peft_model(module, config(spec, list(spec.targets)), autocast_adapter_dtype=False))
+        handle = self.kind(get_peft_model(module, config(spec, list(spec.targets)), autocast_adapter_dtype=False))
         if spec.init != "default":
             handle.first = {key: value.clone() for key, value in get_peft_model_state_dict(handle.module).items()}
         return handle
 
 
 class PeftStore:
+    kind = PeftHandle
+
     def dump(self, handle: Any, folder: Path) -> None:
         if handle.first is None:
             handle.module.save_pretrained(folder)
@@ -173,11 +177,14 @@ class PeftStore:
             handle.module.save_pretrained(folder, path_initial_model_for_weight_conversion=first)
 
     def load(self, module: nn.Module, folder: Path) -> PeftHandle:
-        return PeftHandle(PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False))
+        return self.kind(PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False))
 
 
 class PeftBatch(TorchBatch):
     """``adapter_names`` of a forward; "__base__" is the base alone."""
+
+    def finish(self, root: Root) -> None:
+        """For what is done to a model once all adapters are there."""
 
     def prepare(self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]]) -> Serve:
         named = {f"adapter{nth}": factors for nth, factors in enumerate(adapters)}
@@ -193,6 +200,7 @@ class PeftBatch(TorchBatch):
             with torch.no_grad():
                 for live, value in zip(layer.factors(root.layer, name), (a, b), strict=True):
                     live.copy_(to_torch(value))
+        self.finish(root)
         model = _model(root).eval()
 
         def serve(x: torch.Tensor, index: Sequence[int]) -> torch.Tensor:

@@ -25,8 +25,10 @@ from lora_ref.spec import LoraSpec
 
 
 class ReferenceLayer(TorchLayer):
+    wrapper = LoraLayer
+
     def adapt(self, root: Root, spec: LoraSpec, weights: Weights) -> None:
-        layer, g, dtype = LoraLayer(root.layer), weights.geometry, torch_dtype(weights.adapter_dtype)
+        layer, g, dtype = self.wrapper(root.layer), weights.geometry, torch_dtype(weights.adapter_dtype)
         if isinstance(g, Fused):
             layer.add("default", spec, dtype=dtype, parts=g.parts, enabled=g.enabled)
         else:
@@ -88,7 +90,7 @@ class ReferenceHandle(TorchModelHandle):
         return delta.spec.r, delta.scaling
 
     def add(self, adapter: str, spec: LoraSpec) -> None:
-        model.attach(self.module, spec, adapter)
+        model.attach(self.module, spec, adapter, kind=type(self.adapted))
 
     def activate(self, *adapters: str) -> None:
         self.adapted.activate(*adapters)
@@ -107,25 +109,31 @@ class ReferenceHandle(TorchModelHandle):
 
 
 class ReferenceModel:
+    kind = model.LoraModel
+
     def attach(self, module: nn.Module, spec: LoraSpec) -> ReferenceHandle:
-        return ReferenceHandle(model.attach(module, spec))
+        return ReferenceHandle(model.attach(module, spec, kind=self.kind))
 
 
 class ReferenceStore:
+    kind = model.LoraModel
+
     def dump(self, handle: Any, folder: Path) -> None:
         store.save(handle.adapted, folder)
 
     def load(self, module: nn.Module, folder: Path) -> ReferenceHandle:
-        return ReferenceHandle(store.load(module, folder))
+        return ReferenceHandle(store.load(module, folder, kind=self.kind))
 
 
 class ReferenceBatch(TorchBatch):
+    route = staticmethod(routing.forward)
+
     def prepare(self, spec: LoraSpec, weights: Weights, adapters: Sequence[tuple[Array, Array]]) -> Serve:
         w = to_torch(weights.w)
         w = w.T if weights.geometry.transposed else w  # type: ignore[attr-defined]
         bias = None if weights.bias is None else to_torch(weights.bias)
         routed = [(to_torch(a), to_torch(b), replace(spec, r=a.shape[0]).scaling) for a, b in adapters]
-        return lambda x, index: routing.forward(x, w, bias, routed, index)
+        return lambda x, index: self.route(x, w, bias, routed, index)
 
 
 FEATURES = frozenset(Feature)

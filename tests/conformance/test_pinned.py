@@ -14,7 +14,7 @@ from conformance.plan import make
 from conformance.trial import unsupported
 
 PINNED = Path(__file__).with_name("pinned.json")
-BACKENDS = ("reference", "hooks", "numpy", "peft", "loralib")
+BACKENDS = ("reference", "hooks", "fused", "fused-linear", "numpy", "peft", "peft+fused", "loralib")
 
 
 def counts() -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from lora_ref.convolution import Conv
 from lora_ref.geometry import Embedding, Fused, Geometry, Linear
-from lora_ref.oracle import Oracle
+from lora_ref.oracle import Numerics, Oracle
 from lora_ref.spec import LoraSpec
 
 SPEC = LoraSpec(r=4, alpha=6.0)
@@ -127,3 +127,22 @@ def test_a_relative_error_of_a_few_units_of_roundoff_in_s_breaks_the_bound_in_bf
     oracle = Oracle(Linear(3, 5), SPEC, np.zeros((5, 3)), None, a, b, base_dtype="bfloat16", adapter_dtype="bfloat16")
     expected = oracle.forward(x)
     assert (np.abs(expected.value * 8 * 2.0**-8) > expected.bound).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_free_order_is_free_only_where_the_formed_weight_loses_nothing(dtype: str) -> None:
+    """Bounds of "cheapest" hold those of the factored order, and in float32 those of forming W + s·B·A as well."""
+    rng = np.random.default_rng(0)
+    w, a, b, x, dy = (rng.standard_normal(shape) for shape in ((7, 5), (4, 5), (7, 4), (3, 5), (3, 7)))
+    layer, kept = (Linear(5, 7), SPEC, w, None, a, b), {"base_dtype": dtype, "adapter_dtype": dtype}
+    factored, free = Oracle(*layer, **kept), Oracle(*layer, **kept, numerics=Numerics(order="cheapest"))
+    formed = Oracle(*layer, **kept, numerics=Numerics(order="weight"))
+    grads = [(oracle.gradients(x, dy).a.bound, oracle.gradients(x, dy).b.bound) for oracle in (factored, free, formed)]
+    bounds = [oracle.forward(x).bound for oracle in (factored, free)] + [free.merged_forward(x).bound]
+    if dtype == "float32":
+        assert (bounds[1] >= np.maximum(bounds[0], bounds[2])).all()
+        for known, either, other in zip(*grads, strict=True):
+            assert (either == np.maximum(known, other)).all()
+    else:
+        assert (bounds[1] == bounds[0]).all()
+        assert all((known == either).all() for known, either, _ in zip(*grads, strict=True))

@@ -1,0 +1,82 @@
+"""Several projections of one x as one autograd function: query, key and value, or gate and up.
+
+Between forward and backward it keeps x once, h (Σr, M) and, with dropout, one mask: the A of all projections see the
+same dropped x, so that their products are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lora_ref.fused.dropout import draw
+from lora_ref.fused.orders import Need
+from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.products import flat
+from lora_ref.fused.single import check_frozen
+from lora_ref.fused.stack import Projection, Stack
+
+
+def project(x: Tensor, *projections: Projection, dropout: float = 0.0) -> tuple[Tensor, ...]:
+    """x (..., in) -> for each projection y (..., out) = x Wᵀ + bias + s (x Aᵀ) Bᵀ.
+
+    ``dropout`` acts on the input of A alone. Dtypes and autocast as in ``lora_ref.fused.linear``.
+
+    Raises:
+        LoraError: a W or a bias asks for a gradient.
+    """
+    check_frozen(*(tensor for each in projections for tensor in (each.w, each.bias)))
+    scalings = tuple(each.s for each in projections)
+    y: tuple[Tensor, ...] = _Shared.apply(x, dropout, region(x), scalings, *tensors_of(projections))  # type: ignore[no-untyped-call]
+    return y
+
+
+def tensors_of(projections: Sequence[Projection]) -> list[Tensor | None]:
+    """w, bias, a, b of each: what autograd must see one by one."""
+    return [tensor for each in projections for tensor in each[:4]]
+
+
+def projections_of(tensors: Sequence[Any], scalings: Sequence[float]) -> list[Projection]:
+    fours = (tensors[4 * nth : 4 * nth + 4] for nth in range(len(scalings)))
+    return [Projection(w, bias, a, b, s) for (w, bias, a, b), s in zip(fours, scalings, strict=True)]
+
+
+def as_inputs(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """dA, dB of each projection as the gradients of its w, bias, a, b."""
+    pairs = zip(gradients[::2], gradients[1::2], strict=True)
+    return [gradient for da, db in pairs for gradient in (None, None, da, db)]
+
+
+def needed(of_x: bool, of_tensors: Sequence[bool]) -> Need:  # noqa: FBT001 (as autograd has it)
+    return Need(of_x, any(of_tensors[2::4]), any(of_tensors[3::4]))
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropout: float, low: torch.dtype | None, scalings: tuple[float, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        need = needed(ctx.needs_input_grad[0], ctx.needs_input_grad[4:])
+        with as_written(x):
+            x_low = cast(x, low)
+            mask = draw(flat(x_low), dropout) if dropout else None
+            outputs, h = Stack.of(projections_of(tensors, scalings), low, dropout).forward(x_low, mask)
+        kept = x if x.element_size() <= x_low.element_size() else x_low
+        ctx.save_for_backward(kept if need.a else None, h if need.b else None, mask, *tensors)
+        ctx.need, ctx.dropout, ctx.low, ctx.scalings, ctx.x = need, dropout, low, scalings, (x.shape, x.dtype)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, mask, *tensors = ctx.saved_tensors
+        with as_written(d_out[0]):
+            stack = Stack.of(projections_of(tensors, ctx.scalings), ctx.low, ctx.dropout)
+            dx, gradients = stack.backward(d_out, x, h, mask, ctx.need)
+            shape, dtype = ctx.x
+            dx = None if dx is None else cast(dx, dtype).view(shape)
+        return dx, None, None, None, *as_inputs(gradients)

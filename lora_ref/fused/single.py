@@ -1,0 +1,135 @@
+"""One linear layer with LoRA as one autograd function: y = x Wᵀ + bias + s (x Aᵀ) Bᵀ, W and bias frozen.
+
+Between forward and backward it keeps x, h = s A xᵀ (r, M) and, with dropout, a mask of one byte an element; W, A and B
+are there anyway. The gradients are those of ``lora_ref.oracle``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lora_ref.errors import LoraError
+from lora_ref.fused.dropout import draw, keep
+from lora_ref.fused.orders import FACTORED, Need, Order, cheapest
+from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.products import Scaling, expand, flat, shrink
+
+
+def linear(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: Scaling, *, dropout: float = 0.0
+) -> Tensor:
+    """x (..., in), w (out, in), bias (out,), a (r, in), b (out, r) -> (..., out); ``dropout`` acts on A's input alone.
+
+    Several adapters are one: a stacks their A, b (out, Σr) holds their B side by side, and s may be ((r, s), ...) then.
+    A and B may be wider than W, and their products are formed in their dtype; under autocast, all in the region's.
+    In float32 and float64 the order of the products is the cheapest one (see ``lora_ref.fused.orders``).
+
+    Raises:
+        LoraError: W or bias asks for a gradient.
+    """
+    check_frozen(w, bias)
+    low, order = region(x), FACTORED
+    # in fewer bits the sum of W and s·B·A would be rounded to them, and the delta would suffer
+    if not (dropout or low) and isinstance(s, float) and w.dtype == a.dtype in {torch.float32, torch.float64}:
+        need = Need(x.requires_grad, a.requires_grad, b.requires_grad)
+        (n, k), r = w.shape, a.shape[0]
+        order = cheapest(x.numel() // k, k, n, r, need)
+    y: Tensor = _Linear.apply(x, w, bias, a, b, s, dropout, low, order)  # type: ignore[no-untyped-call]
+    return y
+
+
+def dora(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, m: Tensor, s: float, *, dropout: float = 0.0
+) -> Tensor:
+    """y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + bias with c = m / ‖W + s B A‖ and m (out,); see ``lora_ref.dora``.
+
+    A row of norm 0 keeps c = 1. Beside what ``linear`` keeps, the gradient of m needs what c multiplies: (..., out).
+    """
+    check_frozen(w, bias)
+    wide = torch.promote_types(w.dtype, torch.float32)
+    with torch.no_grad(), as_written(x):
+        v = torch.addmm(w.to(wide), b.to(wide), a.to(wide), alpha=s)  # (out, in)
+        norm = torch.linalg.vector_norm(v, dim=1)
+    z: Tensor = _Linear.apply(x, w, None, a, b, s, dropout, region(x), FACTORED)  # type: ignore[no-untyped-call]
+    c = torch.where(norm > 0, m / torch.where(norm > 0, norm, 1), 1).to(z.dtype)
+    return z * c if bias is None else torch.addcmul(bias.to(z.dtype), z, c)  # (..., out)
+
+
+def check_frozen(*tensors: Tensor | None) -> None:
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise LoraError("W and bias are frozen here and get no gradient: set their requires_grad to False")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        s: Any,
+        dropout: float,
+        low: torch.dtype | None,
+        order: Order,
+    ) -> Tensor:
+        needs, wide = ctx.needs_input_grad, low or torch.promote_types(w.dtype, a.dtype)
+        need, h, mask = Need(needs[0], needs[3], needs[4]), None, None
+        with as_written(x):
+            x_low = cast(x, low)
+            if order.forward:
+                y = F.linear(x, torch.addmm(w, b, a, alpha=s), bias)  # (..., out)
+            else:
+                y = F.linear(x_low, cast(w, low), None if bias is None else cast(bias, low))
+                rows = flat(x_low)  # (M, in)
+                if dropout:
+                    mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
+                h = shrink(cast(a, wide), keep(cast(rows, wide), mask), s)  # (r, M)
+                expand(flat(y), h, cast(b, wide).t())
+        wants_x = need.a or (need.b and (h is None or order.gradient))
+        kept = x if x.element_size() <= x_low.element_size() else x_low  # x itself costs nothing, unless it is wider
+        h = h if need.b and not order.gradient else None
+        ctx.save_for_backward(kept if wants_x else None, w if need.x else None, a, b, h, mask)
+        ctx.need, ctx.order, ctx.s, ctx.low, ctx.wide, ctx.x = need, order, s, low, wide, (x.shape, x.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, a, b, h, mask = ctx.saved_tensors
+        need, order, s, wide, (shape, dtype) = ctx.need, ctx.order, ctx.s, ctx.wide, ctx.x
+        rows: Any = None  # (M, in)
+        u: Any = None  # (r, M)
+        dx = da = db = None
+        with as_written(dy):
+            dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
+            dy_wide, p, q = cast(dy, wide), cast(a, wide), cast(b, wide).t()
+            if x is not None:
+                rows = keep(cast(flat(x), wide), mask)
+            if (need.a and not order.gradient) or (need.x and not order.backward):
+                u = shrink(q, dy_wide, s)
+            if order.gradient:
+                d_weight = dy.t() @ rows  # (out, in)
+                da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
+                db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
+            else:
+                da = cast(u @ rows, a.dtype) if need.a else None
+                if need.b:
+                    h = shrink(p, rows, s) if h is None else h  # (r, M)
+                    db = cast(h @ dy_wide, b.dtype).t()
+            if need.x and order.backward:
+                dx = dy @ torch.addmm(w, b, a, alpha=s)  # (M, in)
+            elif need.x:
+                dx = expand(dy @ cast(w, ctx.low), u, p, mask)
+        dx = None if dx is None else cast(dx, dtype).view(shape)
+        return dx, None, None, da, db, None, None, None, None
+
+
+def scaled(s: Scaling, factor: float) -> Scaling:
+    return tuple((rank, own * factor) for rank, own in s) if isinstance(s, tuple) else s * factor

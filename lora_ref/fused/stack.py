@@ -1,0 +1,100 @@
+"""Several projections of one x (query, key and value; gate and up) on plain tensors: what their functions are made of.
+
+Their A are stacked, so that h, dA and the adapters' share of dx are one product each, whatever the number of
+projections, and dx is added up in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
+from torch import Tensor
+
+from lora_ref.fused.dropout import keep
+from lora_ref.fused.orders import Need
+from lora_ref.fused.precision import cast
+from lora_ref.fused.products import expand, flat, one_scaling, shrink
+
+
+class Projection(NamedTuple):
+    """w (out, in) and bias (out,), frozen; a (r, in) and b (out, r), or None where there is no adapter; s."""
+
+    w: Tensor
+    bias: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    s: float = 1.0
+
+
+@dataclass
+class Stack:
+    """``p`` (Σr, in) and each of ``q`` (r, out) are A and Bᵀ in the dtype that their products are formed in.
+
+    A projection without an adapter has one of rank 0. ``s`` is that of each.
+    """
+
+    projections: Sequence[Projection]
+    p: Tensor
+    q: list[Tensor]
+    s: list[float]
+    low: torch.dtype | None
+
+    @classmethod
+    def of(cls, projections: Sequence[Projection], low: torch.dtype | None, dropout: float) -> Stack:
+        dtypes = [tensor.dtype for each in projections for tensor in (each.w, each.a) if tensor is not None]
+        wide = low or reduce(torch.promote_types, dtypes)
+        p, q = [], []
+        for w, _, a, b, _ in projections:
+            p.append(w.new_empty(0, w.shape[1], dtype=wide) if a is None else cast(a, wide))
+            q.append(w.new_empty(0, w.shape[0], dtype=wide) if b is None else cast(b, wide).t())
+        return cls(projections, torch.cat(p), q, [each.s / (1 - dropout) for each in projections], low)
+
+    def split(self, stacked: Tensor) -> list[Tensor]:
+        """(Σr, width) -> (r, width) of each projection."""
+        parts: Any = torch.split(stacked, [q.shape[0] for q in self.q])
+        return list(parts)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """x (..., in) -> each y (..., out), and h (Σr, M)."""
+        s = one_scaling([(q.shape[0], s) for q, s in zip(self.q, self.s, strict=True) if q.shape[0]])
+        h = shrink(self.p, self._seen(x, mask), s)
+        outputs = []
+        for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):
+            y = F.linear(x, cast(w, self.low), None if bias is None else cast(bias, self.low))
+            expand(flat(y), own, q)
+            outputs.append(y)
+        return outputs, h
+
+    def backward(
+        self, d_out: Sequence[Tensor], x: Tensor | None, h: Tensor | None, mask: Tensor | None, need: Need
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """dx (M, in), and of each projection dA and dB, as far as they are needed; x for dA, h for dB."""
+        wide, d_rows = self.p.dtype, [flat(dy).contiguous() for dy in d_out]  # (M, out)
+        u = d_rows[0].new_empty(self.p.shape[0], d_rows[0].shape[0], dtype=wide)  # (Σr, M)
+        if need.x or need.a:
+            for q, s, dy, own in zip(self.q, self.s, d_rows, self.split(u), strict=True):
+                shrink(q, cast(dy, wide), s, own)
+        da = self.split(u @ self._seen(x, mask)) if need.a and x is not None else None  # (r, in)
+        dq = None
+        if need.b and h is not None:
+            dq = [own @ cast(dy, wide) for own, dy in zip(self.split(h), d_rows, strict=True)]  # (r, out)
+        gradients: list[Tensor | None] = []
+        for nth, (_, _, a, b, _) in enumerate(self.projections):
+            gradients.append(None if da is None or a is None else cast(da[nth], a.dtype))
+            gradients.append(None if dq is None or b is None else cast(dq[nth], b.dtype).t())
+        if not need.x:
+            return None, gradients
+        first, *others = (cast(each.w, self.low) for each in self.projections)
+        dx = d_rows[0] @ first  # (M, in)
+        for w, dy in zip(others, d_rows[1:], strict=True):
+            torch.addmm(dx, dy, w, out=dx)
+        return expand(dx, u, self.p, mask), gradients
+
+    def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What A sees: (M, in)."""
+        return keep(cast(flat(x), self.p.dtype), mask)
