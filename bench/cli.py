@@ -35,7 +35,9 @@ Only = Annotated[
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where the cases run.")]
 ByEngine = Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray. Default: start one here.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Of a running Ray, or auto. Default: start one here.")
+]
 Gate = Annotated[float, typer.Option(min=0.001, metavar="X", help="Changes of time up to this share are no news.")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as Markdown too, for a pull request.")]
 

@@ -23,6 +23,8 @@ _GPU_FIELDS = (
     "clocks.max.sm",
     "clocks.applications.graphics",
 )
+_BUSY = 0.25  # of the cores: from here on others are in the way
+_GLANCES = 20
 _SIZE = 1536  # of the square product whose rate is a CPU's roof
 
 
@@ -35,9 +37,31 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": threads,
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
     return found | (_gpu() if device == "cuda" else _cpu(threads))
+
+
+def load() -> float | None:
+    """How many other processes run or wait for a core, over a second; without /proc, on average of the last minute.
+
+    An average would hold what this command's own predecessor did, as conformance before benchmarks.
+    """
+    counts = Path("/proc/loadavg")  # proc(5): its fourth field tells how many run or wait at this moment
+    if not counts.exists():
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    seen = []
+    for _ in range(_GLANCES):
+        time.sleep(1 / _GLANCES)
+        seen.append(int(counts.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)  # this one runs, too
+    return sum(seen) / _GLANCES
+
+
+def busy_cpu(others: float | None) -> str | None:
+    """One line if a load says that others compute on this machine."""
+    all_cores = os.cpu_count() or 1
+    if others is None or others <= _BUSY * all_cores:
+        return None
+    return f"this machine is busy ({others:.1f} other processes run on {all_cores} cores): times will say little"
 
 
 def _cpu(threads: int) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import Any
 
 from bench.cases import TRAINING, Case, Mode
 from bench.record import FROZEN, METRICS, Status
-from bench.statistics import Interval, interval, over, ratio
+from bench.statistics import Interval, interval, over, ratio, spread
+
+STEADY = 0.005  # the relative spread below which more samples would tell little
+ENOUGH = 10  # samples, of which a rank test can still tell two runs apart
 
 Row = dict[str, Any]
 
@@ -23,6 +26,11 @@ class Timed:
     warmup: int = 0
     stopped: str = "samples"
     timer: str = ""
+
+    @property
+    def steady(self) -> bool:
+        """``ENOUGH`` samples or more, whose relative spread is below ``STEADY``."""
+        return sum(map(len, self.rounds)) >= ENOUGH and spread(self.rounds) < STEADY
 
 
 def rows(case: Case, timed: dict[str, Timed], exact: dict[str, Row], environment: Row) -> list[Row]:

@@ -27,6 +27,9 @@ def measure(case: Case, reference: str, device: str = "cpu") -> dict[str, Any]:
     Raises:
         WrongError, UnsupportedError: see ``bench.exactness`` and ``bench.subject``.
     """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()  # else tensors of this case would lie in large blocks that earlier ones left
     if case.single and case.mode in TRAINING and reference != FROZEN:
         check(case, adapted(case, reference, device), device)
     operation = make(case, reference, device)
@@ -78,9 +81,10 @@ def _resident_peak(operation: Operation) -> int | None:
 
 
 def _on_gpu(operation: Operation) -> Mapping[str, int]:
-    """The caching allocator's own figures."""
+    """The caching allocator's own figures, of one call that finds nothing reserved but what is in use."""
     given = operation.setup()
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     operation.run(given)

@@ -48,6 +48,7 @@ def make(case: Case, reference: str, device: str = "cpu") -> Operation:
         return _mixed(case, reference, device)
     subject = adapted(case, reference, device)
     if case.compile:
+        torch.compiler.reset()  # all cases share one function, of which torch compiles eight forms and then no more
         subject.call = torch.compile(subject.call)
     makers = {Mode.MERGE: _merge, Mode.LOAD: _load, Mode.SWITCH: _switch}
     if case.mode in makers:

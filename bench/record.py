@@ -102,7 +102,7 @@ RESULT = {
     "ci_high": pa.float64(),
     "n": pa.int32(),
     "warmup": pa.int32(),
-    "stopped": pa.string(),  # why sampling ended: "samples" or "time"
+    "stopped": pa.string(),  # why sampling ended: "samples", "time" or "spread"
     "samples": pa.list_(pa.float64()),  # raw, in the unit, in the order taken
     "rounds": pa.list_(pa.int32()),  # how many of them each interleaved round took, in order
     "error": pa.string(),
@@ -121,7 +121,7 @@ ENVIRONMENT = {
     "python": pa.string(),
     "threads": pa.int32(),
     "host": pa.string(),  # a digest: tells machines apart, names none
-    "load": pa.float64(),  # of the machine when the run began, in processes
+    "load": pa.float64(),  # other processes that ran when the run began, on Ray when the group did
     "clock_mhz": pa.float64(),
     "power_w": pa.float64(),
     "temperature_c": pa.float64(),

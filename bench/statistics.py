@@ -57,6 +57,16 @@ def interval(samples_by_round: Rounds, seed: int = 0) -> Interval:
     return Interval(median, low, high, float(p20), float(p80), len(pooled))
 
 
+def spread(samples_by_round: Rounds) -> float:
+    """p80 - p20 of all samples, over their median.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    p20, median, p80 = np.quantile(np.concatenate(_filled(samples_by_round)), (0.2, 0.5, 0.8))
+    return float((p80 - p20) / median)
+
+
 def ratio(a_by_round: Rounds, b_by_round: Rounds, seed: int = 0) -> Interval:
     """The median of ``a`` over the median of ``b``, dimensionless; p20 and p80 are those of ``a`` over b's median.
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.record import FROZEN
 from conformance.discovery import UsageError
@@ -25,6 +26,10 @@ class Verdict:
     version: str = ""
     digest: str = ""
     reason: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """Its columns of a record."""
+        return {"verdict": self.word, "verdict_digest": self.digest, "backend_version": self.version}
 
 
 def judge(references: Sequence[str], out: Path) -> dict[str, Verdict]:

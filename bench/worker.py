@@ -7,8 +7,10 @@ backends in several processes can take turns.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -28,7 +30,8 @@ Reply = dict[str, Any]
 def main(
     pipe: Connection, quantity: Quantity, backend: str, cases: Sequence[Case], device: str, threads: int, log: Path
 ) -> None:
-    """Answer requests until the other side closes. Whatever is printed goes to the log."""
+    """Answer requests until the other side closes or dies. Whatever is printed goes to the log."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -39,6 +42,14 @@ def main(
         _times(pipe, backend, cases, device) if quantity == "time" else _memory(pipe, backend, cases, device)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         os._exit(0)  # the run is over
+
+
+def _end_with_parent() -> None:
+    """Even in the midst of a case: nobody would read the answer, and a run that is taken up must not meet it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
 
 
 def _memory(pipe: Connection, backend: str, cases: Sequence[Case], device: str) -> None:

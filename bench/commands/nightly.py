@@ -57,7 +57,8 @@ def execute(asked: Request, out: Path, start: Start = _start) -> int:
     Raises:
         UsageError: before anything is run.
     """
-    run.check(run.Request(asked.backends, asked.profile, asked.device, 1, asked.only), out)
+    request = run.Request(asked.backends, asked.profile, asked.device, 1, asked.only)
+    run.check(request, out, asked.engine, asked.address)
     for model in asked.models:
         check_model(model)
     night = Night(out, start)

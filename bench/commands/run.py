@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from bench.canonical import PROFILES
 from bench.cases import Case
 from bench.commands import summary
 from bench.commands.progress import progress
+from bench.engines.address import check_ray
 from bench.engines.local import Effort, Group, groups, running
 from bench.figures import Row
 from bench.record import SCHEMA_VERSION
@@ -23,6 +25,9 @@ from bench.unfinished import Unfinished, take_up
 from bench.verdicts import Verdict, judge, recorded, verdicts
 from conformance.command_line import hint
 from conformance.discovery import UsageError, check_name
+
+if TYPE_CHECKING:
+    from bench.engines.ray import Cluster
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,12 @@ def execute(asked: Request, out: Path, engine: str = "local", address: str | Non
         UsageError: before anything is measured.
     """
     console = Console(stderr=True)
-    cases = check(asked, out)
+    cases = check(asked, out, engine, address)
+    load = environment.load()
+    if address is None and (busy := environment.busy_cpu(load)):
+        console.print(busy, style="yellow", soft_wrap=True)
     known = None if asked.conformance is None else recorded(asked.conformance, asked.backends)
-    with take_up(out, _signature(asked, known)) as run:
+    with _cluster(engine, address, asked, console) as cluster, take_up(out, _signature(asked, known)) as run:
         (run.folder / "log.txt").touch()
         judged = _judged(asked, run, console) if known is None else known
         for reference, verdict in judged.items():
@@ -55,28 +63,31 @@ def execute(asked: Request, out: Path, engine: str = "local", address: str | Non
         left = [group for group in todo if not run.done(group)]
         if len(left) < len(todo):
             console.print(f"taking up run {run.run_id}: {len(todo) - len(left)} of {len(todo)} groups are there")
-        shared = columns(run, asked)
-        if engine == "ray":
-            from bench.engines.ray import measure_all
-
-            measure_all(left, judged, shared, run, console, effort=asked.effort, address=address)
+        if cluster is not None:
+            cluster.measure_all(left, judged, columns(run, asked, cluster.environment), run, console, asked.effort)
         else:
-            _locally(asked.effort, judged, shared, left, run, console)
+            here = {**environment.describe(asked.device, asked.threads), "load": load}
+            _locally(asked.effort, judged, columns(run, asked, here), left, run, console)
         path = run.finish(todo, out)
     console.print(f"wrote {path}")
     return summary.show(path, Console())
 
 
-def check(asked: Request, out: Path) -> list[Case]:
+def check(asked: Request, out: Path, engine: str = "local", address: str | None = None) -> list[Case]:
     """The cases, if all that was asked for is there.
 
     Raises:
-        UsageError: an unknown name, a device that is missing or busy, or a folder that cannot be written.
+        UsageError: an unknown name, a device that is missing or busy, a folder that cannot be written, no Ray.
     """
     cases = chosen(asked)
     for reference in asked.backends:
         check_name(reference)
-    _check_device(asked.device)
+    if engine == "ray":
+        check_ray(address)
+    elif address is not None:
+        raise UsageError("--address is the address of a Ray: add --engine ray")
+    if address is None:
+        _check_device(asked.device)
     _check_folder(out)
     return cases
 
@@ -97,16 +108,27 @@ def chosen(asked: Request) -> list[Case]:
     return [case for case in cases if not asked.only or any(part in case.case_id for part in asked.only)]
 
 
-def columns(run: Unfinished, asked: Request) -> Row:
-    """What all rows of a run share."""
+def columns(run: Unfinished, asked: Request, where: Row) -> Row:
+    """What all rows of a run share; ``where`` describes the machine that measures."""
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run.run_id,
         "timestamp": datetime.fromisoformat(run.started),
         "profile": asked.profile,
         **environment.commit(),
-        **environment.describe(asked.device, asked.threads),
+        **where,
     }
+
+
+def _cluster(
+    engine: str, address: str | None, asked: Request, console: Console
+) -> AbstractContextManager[Cluster | None]:
+    """None for the processes of this machine."""
+    if engine == "ray":
+        from bench.engines.ray import connected
+
+        return connected(address, asked.device, asked.threads, console)
+    return nullcontext()
 
 
 def _locally(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,6 +17,7 @@ from bench.record import FROZEN, Status
 from bench.verdicts import CONFORMING, Verdict
 from bench.worker import Quantity, Reply
 
+FEWEST_ROUNDS = 3  # before a case is called steady
 _NO_FLOOR = (Mode.MERGE, Mode.LOAD, Mode.SWITCH)  # a layer without an adapter has nothing to do there
 
 
@@ -24,7 +25,7 @@ _NO_FLOOR = (Mode.MERGE, Mode.LOAD, Mode.SWITCH)  # a layer without an adapter h
 class Effort:
     """How long a run tries.
 
-    rounds: how often the backends take turns on a case.
+    rounds: how often the backends take turns on a case, unless it is steady before (see ``bench.figures.Timed``).
     samples, seconds: of one turn; whichever ends first, but never fewer than ``bench.timing.FEWEST`` samples.
     timeout: seconds for one answer of a worker.
     """
@@ -50,6 +51,12 @@ def groups(cases: Sequence[Case]) -> list[Group]:
     """In the given order; equal cases are measured once."""
     unique = list(dict.fromkeys(cases))
     return [Group(tuple(part)) for _, part in groupby(unique, key=lambda case: replace(case, mode=Mode.STEP))]
+
+
+def pairs(group: Group, backends: Iterable[str]) -> list[tuple[Case, str]]:
+    """What is measured in a group."""
+    both = [(case, backend) for case in group.cases for backend in backends]
+    return [(case, backend) for case, backend in both if not (backend == FROZEN and case.mode in _NO_FLOOR)]
 
 
 class Local:
@@ -79,7 +86,7 @@ class Local:
         """All rows of the group. ``tick`` is called after every answer of a worker: see ``answers``."""
         exact: dict[tuple[Case, str], Row] = {}
         timed: dict[tuple[Case, str], Timed] = {}
-        for case, backend in self._pairs(group):
+        for case, backend in pairs(group, self.judged):
             verdict = self.judged[backend]
             if ("memory", backend) not in self.workers:
                 timed[case, backend] = Timed(Status.WRONG, verdict.reason)
@@ -95,20 +102,16 @@ class Local:
         for case in group.cases:
             at = {b: series for (c, b), series in timed.items() if c == case}
             found += rows(case, at, {b: v for (c, b), v in exact.items() if c == case}, environment)
-        return [{**row, **environment, **self._verdict(row["backend"])} for row in found]
+        return [{**row, **environment, **self.judged[row["backend"]].as_row()} for row in found]
 
     def answers(self, group: Group) -> int:
         """How many answers of workers the group takes, if none fails."""
-        asked = sum(("memory", backend) in self.workers for _, backend in self._pairs(group))
+        asked = sum(("memory", backend) in self.workers for _, backend in pairs(group, self.judged))
         return asked * (1 + self.effort.rounds)
 
     def close(self) -> None:
         for worker in self.workers.values():
             worker.stop()
-
-    def _pairs(self, group: Group) -> list[tuple[Case, str]]:
-        pairs = [(case, backend) for case in group.cases for backend in self.judged]
-        return [(case, backend) for case, backend in pairs if not (backend == FROZEN and case.mode in _NO_FLOOR)]
 
     def _spread_wrong(self, group: Group, timed: dict[tuple[Case, str], Timed]) -> None:
         """Wrong in one mode is wrong in all: no time of a wrong layer is ever taken."""
@@ -118,21 +121,22 @@ class Local:
                 timed[case, backend] = wrong[0]
 
     def _time(self, timed: dict[tuple[Case, str], Timed], tick: Callable[[], None]) -> None:
-        for _ in range(self.effort.rounds):
-            turn = list(timed)
+        """The backends take turns. A steady case gets no more of them, so that all its series have as many rounds."""
+        steady: set[Case] = set()
+        for nth in range(self.effort.rounds):
+            if nth >= FEWEST_ROUNDS:
+                steady |= _steady(timed)
+            turn = [at for at in timed if timed[at].status is Status.OK and at[0] not in steady]
             self.random.shuffle(turn)
             for at in turn:
-                if timed[at].status is not Status.OK:
-                    continue
                 case, backend = at
                 effort = {"samples": self.effort.samples, "seconds": self.effort.seconds}
                 reply = self.workers["time", backend].ask(self.cases.index(case), self.effort.timeout, **effort)
                 tick()
                 timed[at] = _with(timed[at], reply)
-
-    def _verdict(self, backend: str) -> Row:
-        verdict = self.judged[backend]
-        return {"verdict": verdict.word, "verdict_digest": verdict.digest, "backend_version": verdict.version}
+        for at, series in timed.items():
+            if at[0] in steady and series.status is Status.OK:
+                timed[at] = replace(series, stopped="spread")
 
 
 def _with(before: Timed, reply: Reply) -> Timed:
@@ -146,6 +150,12 @@ def _with(before: Timed, reply: Reply) -> Timed:
         stopped="time" if "time" in {before.stopped, reply["stopped"]} else "samples",
         timer=reply["timer"],
     )
+
+
+def _steady(timed: dict[tuple[Case, str], Timed]) -> set[Case]:
+    """The cases of which every series is steady."""
+    ok = [(case, series.steady) for (case, _), series in timed.items() if series.status is Status.OK]
+    return {case for case, _ in ok} - {case for case, steady in ok if not steady}
 
 
 @contextmanager

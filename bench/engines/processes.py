@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bench.cases import Case
@@ -31,13 +34,15 @@ class Worker:
         self.pipe: Connection
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process: BaseProcess = _CONTEXT.Process(target=main, args=(theirs, *self.arguments), daemon=True)
-        self.process.start()
+        with _no_main():
+            self.process.start()
         theirs.close()
 
     def ask(self, nth: int, timeout: float, **asked: Any) -> Reply:
         """The reply on case ``nth``; a process that gives none is replaced before the next question."""
         if not self.process.is_alive():
             self.start()
+        kills = oom_kills()
         try:
             self.pipe.send((nth, asked))
             if self.pipe.poll(timeout):
@@ -45,6 +50,8 @@ class Worker:
                 return reply
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
+            if self.process.exitcode == -signal.SIGKILL and oom_kills() > kills:
+                return {"status": Status.OOM, "error": "the kernel killed the process for want of memory"}
             return {"status": Status.CRASH, "error": f"the process {_how(self.process.exitcode)}"}
         self.stop()
         return {"status": Status.TIMEOUT, "error": f"no answer in {timeout:g} s"}
@@ -53,6 +60,24 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """A spawned process imports its parent's main module. Ray's would add to the memory that is measured."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def oom_kills() -> int:
+    """Processes that the kernel killed for want of memory, since it started; 0 where it does not tell (proc(5))."""
+    counts = Path("/proc/vmstat")
+    lines = counts.read_text(encoding="ascii").splitlines() if counts.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _how(code: int | None) -> str:

@@ -33,8 +33,17 @@ def killed(x: Tensor, *rest: object) -> Tensor:
 
 
 def hanging(x: Tensor, *rest: object) -> Tensor:
+    print(f"hanging in {os.getpid()}", flush=True)  # noqa: T201 - to the log
     time.sleep(600)
     return right(x, *rest)  # type: ignore[arg-type]
+
+
+def exiting(x: Tensor, *rest: object) -> Tensor:
+    os._exit(3)
+
+
+def without_memory(x: Tensor, *rest: object) -> Tensor:
+    raise MemoryError("no room for x")
 
 
 def raising(x: Tensor, *rest: object) -> Tensor:
@@ -45,5 +54,8 @@ def copies_x(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, sc
     return F.linear(x, w, bias) + scaling * F.linear(F.linear(x * torch.ones_like(x), a), b)  # a mask at p = 0
 
 
-for _name in ("right", "copies_x", "wrong_when_large", "out_of_memory", "killed", "hanging", "raising"):
+for _name in (
+    *("right", "copies_x", "wrong_when_large", "out_of_memory", "killed", "hanging"),
+    *("exiting", "without_memory", "raising"),
+):
     globals()[f"{_name}_backend"] = torch_operator(globals()[_name], name=_name.replace("_", "-"))

@@ -33,6 +33,7 @@ class Commands:
         self.measure: Callable[[Path], int] = self.measured()
         monkeypatch.setattr(conformance.commands.run, "execute", self._judge)
         monkeypatch.setattr(bench.commands.run, "execute", self._measure)
+        monkeypatch.setattr(bench.commands.run, "check_ray", lambda _: None)
 
     def __call__(self, command: list[str]) -> int:
         self.started.append(" ".join(command[:2]))

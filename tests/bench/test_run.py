@@ -71,7 +71,9 @@ def test_planted_copy_of_x_is_a_regression_to_the_byte(measure) -> None:  # noqa
     [
         ("wrong_when_large", "wrong", "exact integers"),
         ("out_of_memory", "oom", "allocate"),
+        ("without_memory", "oom", "no room"),
         ("killed", "crash", "SIGKILL"),
+        ("exiting", "crash", "status 3"),
         ("raising", "crash", "no such thing"),
     ],
 )
