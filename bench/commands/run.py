@@ -16,7 +16,7 @@ from bench import environment
 from bench.canonical import PROFILES
 from bench.cases import Case
 from bench.commands import summary
-from bench.commands.progress import progress
+from bench.commands.progress import progress, told
 from bench.engines.address import check_ray
 from bench.engines.local import Effort, Group, groups, running
 from bench.figures import Row
@@ -139,7 +139,8 @@ def _locally(
     with running(cases, judged, **options, log=run.folder / "log.txt") as engine, progress(console) as bar:
         task = bar.add_task("measuring", total=sum(engine.answers(group) for group in left))
         done = 0
-        for group in left:
+        for nth, group in enumerate(left, 1):
+            told(console, nth, len(left), group.name)
             bar.update(task, description=group.name)
             run.keep(group, engine.measure(group, shared, lambda: bar.advance(task)))
             done += engine.answers(group)

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import environment
-from bench.commands.progress import progress
+from bench.commands.progress import progress, told
 from bench.engines.local import Effort, Group, pairs, running
 from bench.engines.processes import cores
 from bench.figures import Row, Timed, rows
@@ -66,6 +66,7 @@ class Cluster:
                 found, said = self._outcome(ready, group, judged, shared)
                 log.write(said)
                 run.keep(group, found)
+                told(console, len(groups) - len(pending), len(groups), group.name)
                 bar.update(shown, advance=1, description=group.name)
 
     def _outcome(self, ready: Any, group: Group, judged: dict[str, Verdict], shared: Row) -> Outcome:
