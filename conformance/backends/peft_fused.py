@@ -50,7 +50,8 @@ def _left(gap: Gap) -> Gap:
     """Where PEFT's own forward still computes: DoRA with dropout."""
     if "lead" not in gap.where:
         return gap
-    return replace(gap, case={**gap.case, "dropout": 0.5}, where={**gap.where, "dropout": (0.5,)})
+    case, where = {**gap.case, "dropout": 0.5}, {**gap.where, "dropout": (0.5,)}
+    return replace(gap, case=case, where=where, raises="RuntimeError")
 
 
 backend = Backend(

@@ -1,8 +1,9 @@
 """Make a model that PEFT adapted faster, in place: ``accelerate(model)``; undone by ``undo`` or at the end of a with.
 
 PEFT's linear LoRA layers become ``lora_ref.fused.peft_linear.FusedLinear``: the same objects, parameters and paths,
-with another forward. Everything that PEFT does to a layer works as before, and what the fused functions do not serve
-is computed by PEFT's own forward, call by call. Layers that are added later are left as they are: call it again.
+with another forward. Feed-forward blocks around them are computed as one (see ``lora_ref.fused.blocks``). Everything
+that PEFT does to a layer works as before, and what the fused functions do not serve is computed by PEFT's own forward,
+call by call. Layers that are added later are left as they are: call it again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Self
 from torch import nn
 
 from lora_ref.errors import LoraError
+from lora_ref.fused.blocks import fuse_blocks, release_blocks
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,18 @@ class Accelerated:
     """What became of the model's LoRA layers.
 
     fused: the paths of those that the fused functions compute.
-    left: of all others, why PEFT's own forward serves them; where that may pass, as a merge does, no longer than that.
+    blocks: the paths of the feed-forward blocks that are computed as one.
+    left: of all other layers, why PEFT's own forward serves them; if that may pass, as a merge does, no longer than
+        it lasts.
     """
 
     model: nn.Module
     fused: tuple[str, ...]
+    blocks: tuple[str, ...]
     left: dict[str, str]
 
     def undo(self) -> None:
-        """Give every layer of the model its own class again; it is what it was before."""
+        """Give every layer of the model its own class again, and every block its forward."""
         from peft.tuners.lora.layer import Linear
 
         from lora_ref.fused.peft_linear import FusedLinear
@@ -36,6 +41,7 @@ class Accelerated:
         for module in self.model.modules():
             if type(module) is FusedLinear:
                 module.__class__ = Linear
+        release_blocks(self.model)
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +50,8 @@ class Accelerated:
         self.undo()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.fused) + len(self.left)} LoRA layers are fused"]
+        count = len(self.fused) + len(self.left)
+        lines = [f"{len(self.fused)} of {count} LoRA layers and {len(self.blocks)} feed-forward blocks are fused"]
         return "\n".join(lines + [f"  {path}: left to PEFT, as {why}" for path, why in self.left.items()])
 
 
@@ -75,4 +82,4 @@ def accelerate(model: Any) -> Accelerated:
             fused.append(path)
     if not fused and not left:
         raise LoraError("there is no LoRA layer of PEFT in this model; adapt it first, with get_peft_model")
-    return Accelerated(model, tuple(fused), left)
+    return Accelerated(model, tuple(fused), tuple(fuse_blocks(model)), left)

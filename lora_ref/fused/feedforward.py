@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from lora_ref.fused.dropout import draw
 from lora_ref.fused.precision import as_written, cast, region
-from lora_ref.fused.products import flat
+from lora_ref.fused.products import Scaling, flat
 from lora_ref.fused.shared import as_inputs, needed, projections_of, tensors_of
 from lora_ref.fused.single import check_frozen
 from lora_ref.fused.stack import Projection, Stack
@@ -67,7 +67,7 @@ class _FeedForward(torch.autograd.Function):
         activation: str,
         dropout: float,
         low: torch.dtype | None,
-        scalings: tuple[float, ...],
+        scalings: tuple[Scaling, ...],
         *tensors: Tensor,
     ) -> Tensor:
         *first, down = projections_of(tensors, scalings)

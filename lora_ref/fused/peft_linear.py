@@ -14,10 +14,10 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_ref.fused.modules import is_bare, is_frozen_product
 from lora_ref.fused.products import stacked
 from lora_ref.fused.routed import batch
-from lora_ref.fused.single import dora, linear
+from lora_ref.fused.served import Served, is_bare, is_frozen_product
+from lora_ref.fused.stack import Projection
 
 
 class FusedLinear(Linear):  # type: ignore[misc]
@@ -25,21 +25,35 @@ class FusedLinear(Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         routed = kwargs.get("adapter_names")
-        names = present(self, self.active_adapters if routed is None else dict.fromkeys(routed))
         asked = args or any(value is not None for key, value in kwargs.items() if key != "adapter_names")
-        if asked or obstacle(self, names, together=routed is None):
-            y: Tensor = super().forward(x, *args, **kwargs)
-            return y
+        if not asked and routed is None and (served := self.served()) is not None:
+            return served(x)
+        if not asked and routed is not None:
+            names = present(self, dict.fromkeys(routed))
+            if not obstacle(self, names, together=False):
+                self._check_forward_args(x, adapter_names=routed)
+                index = [names.index(name) if name in names else -1 for name in routed]
+                return batch(x, *self._base(), [self._adapter(name) for name in names], index)
+        y: Tensor = super().forward(x, *args, **kwargs)
+        return y
+
+    def served(self) -> Served | None:
+        """What the fused functions are to compute, or None where they cannot."""
+        names = present(self, self.active_adapters)
+        if obstacle(self, names):
+            return None
+        w, bias = self._base()
+        projection = Projection(w, bias, *stacked([self._adapter(name) for name in names]))
+        m = self.lora_magnitude_vector[names[0]].weight if names[0] in self.lora_variant else None
+        return Served(projection, _dropout(self, names[0]), m)
+
+    def _base(self) -> tuple[Tensor, Tensor | None]:
+        """W (out, in) and the bias."""
         base = self.base_layer
-        w, bias = base.weight.t() if isinstance(base, Conv1D) else base.weight, base.bias  # (out, in)
-        adapters = [(self.lora_A[name].weight, self.lora_B[name].weight, float(self.scaling[name])) for name in names]
-        if routed is not None:
-            self._check_forward_args(x, adapter_names=routed)
-            return batch(x, w, bias, adapters, [names.index(name) if name in names else -1 for name in routed])
-        if names[0] in self.lora_variant:
-            a, b, s = adapters[0]
-            return dora(x, w, bias, a, b, self.lora_magnitude_vector[names[0]].weight, s)
-        return linear(x, w, bias, *stacked(adapters), dropout=_dropout(self, names[0]))
+        return base.weight.t() if isinstance(base, Conv1D) else base.weight, base.bias
+
+    def _adapter(self, name: str) -> tuple[Tensor, Tensor, float]:
+        return self.lora_A[name].weight, self.lora_B[name].weight, float(self.scaling[name])
 
 
 def present(layer: Linear, names: Iterable[str]) -> list[str]:

@@ -25,10 +25,14 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def one_scaling(each: Sequence[tuple[int, float]]) -> Scaling:
-    """(rank, s) of stacked factors as a single s, where it is the same for all: their product is one gemm then."""
-    scalings = {s for _, s in each}
-    return scalings.pop() if len(scalings) == 1 else tuple(each)
+def one_scaling(each: Sequence[tuple[int, Scaling]]) -> Scaling:
+    """(Σr, s) of factors that are stacked, as one s where it is the same for all: their product is one gemm then."""
+    pairs = tuple(pair for r, s in each if r for pair in (s if isinstance(s, tuple) else ((r, s),)))
+    return pairs[0][1] if len({s for _, s in pairs}) == 1 else pairs
+
+
+def scaled(s: Scaling, factor: float) -> Scaling:
+    return tuple((rank, own * factor) for rank, own in s) if isinstance(s, tuple) else s * factor
 
 
 def stacked(adapters: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, Tensor, Scaling]:

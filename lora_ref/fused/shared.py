@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from lora_ref.fused.dropout import draw
 from lora_ref.fused.orders import Need
 from lora_ref.fused.precision import as_written, cast, region
-from lora_ref.fused.products import flat
+from lora_ref.fused.products import Scaling, flat
 from lora_ref.fused.single import check_frozen
 from lora_ref.fused.stack import Projection, Stack
 
@@ -40,7 +40,7 @@ def tensors_of(projections: Sequence[Projection]) -> list[Tensor | None]:
     return [tensor for each in projections for tensor in each[:4]]
 
 
-def projections_of(tensors: Sequence[Any], scalings: Sequence[float]) -> list[Projection]:
+def projections_of(tensors: Sequence[Any], scalings: Sequence[Scaling]) -> list[Projection]:
     fours = (tensors[4 * nth : 4 * nth + 4] for nth in range(len(scalings)))
     return [Projection(w, bias, a, b, s) for (w, bias, a, b), s in zip(fours, scalings, strict=True)]
 
@@ -58,7 +58,7 @@ def needed(of_x: bool, of_tensors: Sequence[bool]) -> Need:  # noqa: FBT001 (as 
 class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dropout: float, low: torch.dtype | None, scalings: tuple[float, ...], *tensors: Tensor
+        ctx: Any, x: Tensor, dropout: float, low: torch.dtype | None, scalings: tuple[Scaling, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         need = needed(ctx.needs_input_grad[0], ctx.needs_input_grad[4:])
         with as_written(x):

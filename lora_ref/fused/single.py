@@ -17,7 +17,7 @@ from lora_ref.errors import LoraError
 from lora_ref.fused.dropout import draw, keep
 from lora_ref.fused.orders import FACTORED, Need, Order, cheapest
 from lora_ref.fused.precision import as_written, cast, region
-from lora_ref.fused.products import Scaling, expand, flat, shrink
+from lora_ref.fused.products import Scaling, expand, flat, scaled, shrink
 
 
 def linear(
@@ -44,7 +44,7 @@ def linear(
 
 
 def dora(
-    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, m: Tensor, s: float, *, dropout: float = 0.0
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float, m: Tensor, *, dropout: float = 0.0
 ) -> Tensor:
     """y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + bias with c = m / ‖W + s B A‖ and m (out,); see ``lora_ref.dora``.
 
@@ -129,7 +129,3 @@ class _Linear(torch.autograd.Function):
                 dx = expand(dy @ cast(w, ctx.low), u, p, mask)
         dx = None if dx is None else cast(dx, dtype).view(shape)
         return dx, None, None, da, db, None, None, None, None
-
-
-def scaled(s: Scaling, factor: float) -> Scaling:
-    return tuple((rank, own * factor) for rank, own in s) if isinstance(s, tuple) else s * factor

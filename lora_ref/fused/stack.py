@@ -18,17 +18,20 @@ from torch import Tensor
 from lora_ref.fused.dropout import keep
 from lora_ref.fused.orders import Need
 from lora_ref.fused.precision import cast
-from lora_ref.fused.products import expand, flat, one_scaling, shrink
+from lora_ref.fused.products import Scaling, expand, flat, one_scaling, scaled, shrink
 
 
 class Projection(NamedTuple):
-    """w (out, in) and bias (out,), frozen; a (r, in) and b (out, r), or None where there is no adapter; s."""
+    """w (out, in) and bias (out,), frozen; a (r, in), b (out, r) and s, as ``lora_ref.fused.linear`` takes them.
+
+    a and b are None where there is no adapter.
+    """
 
     w: Tensor
     bias: Tensor | None = None
     a: Tensor | None = None
     b: Tensor | None = None
-    s: float = 1.0
+    s: Scaling = 1.0
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Stack:
     projections: Sequence[Projection]
     p: Tensor
     q: list[Tensor]
-    s: list[float]
+    s: list[Scaling]
     low: torch.dtype | None
 
     @classmethod
@@ -52,7 +55,7 @@ class Stack:
         for w, _, a, b, _ in projections:
             p.append(w.new_empty(0, w.shape[1], dtype=wide) if a is None else cast(a, wide))
             q.append(w.new_empty(0, w.shape[0], dtype=wide) if b is None else cast(b, wide).t())
-        return cls(projections, torch.cat(p), q, [each.s / (1 - dropout) for each in projections], low)
+        return cls(projections, torch.cat(p), q, [scaled(each.s, 1 / (1 - dropout)) for each in projections], low)
 
     def split(self, stacked: Tensor) -> list[Tensor]:
         """(Σr, width) -> (r, width) of each projection."""
@@ -61,7 +64,7 @@ class Stack:
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """x (..., in) -> each y (..., out), and h (Σr, M)."""
-        s = one_scaling([(q.shape[0], s) for q, s in zip(self.q, self.s, strict=True) if q.shape[0]])
+        s = one_scaling([(q.shape[0], own) for q, own in zip(self.q, self.s, strict=True)])
         h = shrink(self.p, self._seen(x, mask), s)
         outputs = []
         for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):

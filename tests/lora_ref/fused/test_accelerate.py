@@ -166,7 +166,7 @@ def test_the_report_says_what_was_left_alone_and_why() -> None:
     assert set(why) == {"table", "gpt", "conv"}
     assert "Embedding" in why["table"]
     assert "train" in why["gpt"]
-    assert str(report).startswith("1 of 4 LoRA layers are fused\n")
+    assert str(report).startswith("1 of 4 LoRA layers and 0 feed-forward blocks are fused\n")
 
 
 @pytest.mark.parametrize(
