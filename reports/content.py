@@ -83,8 +83,8 @@ def _cases(rows: pd.DataFrame, doubts: dict[str, str]) -> Section:
         "A mark is the median, its line the 95 % interval of the median, which takes the drift between rounds into"
         " account; where two lines overlap, the order of the two is not shown. Ratios compare within one run, round by"
         " round, so that what the machine did cancels. Memory has no noise to speak of and no line. In the last figure"
-        " left and up is better: the blue line joins the backends that no conforming one beats in both, and a cross"
-        " marks a backend that does not conform. A backend that is wrong is not timed at all."
+        " left and up is better: the blue line joins those that no conforming backend beats in both, by the medians; a"
+        " cross marks a backend that does not conform. A backend that is wrong is not timed at all."
     )
     notes = [f"{left_out} more cases are in tables/benchmarks.csv and .parquet."] if left_out else []
     return Section("cases", "Case by case", reading, blocks, _RUN, notes)

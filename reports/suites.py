@@ -88,7 +88,11 @@ class Suite:
 
     def notes(self) -> list[str]:
         """What a reader has to know of how the runs were put together."""
-        return [line for name, runs in self._judged().items() if (line := _overlap(name, runs))]
+        told = [name for backend, runs in self._judged().items() if (name := _overlap(backend, runs))]
+        if not told:
+            return []
+        rule = "of each trial the fullest, then the newest verdict is shown"
+        return [f"Judged in more than one run, and {rule}: {', '.join(told)}"]
 
     def _judged(self) -> dict[tuple[str, str], list[Results]]:
         found: dict[tuple[str, str], list[Results]] = {}
@@ -136,13 +140,12 @@ def _trial(record: Record) -> tuple[str, ...]:
 
 
 def _overlap(backend: tuple[str, str], runs: Sequence[Results]) -> str:
-    """Where trials of a backend are in several runs: which are shown, and how many others disagree."""
-    of = [[r for r in run.records if (r.backend, r.version) == backend] for run in runs]
+    """The name of a backend of which trials are in several runs, and how many that are not shown disagree."""
+    records = [r for run in runs for r in run.records if (r.backend, r.version) == backend]
     shown = {_trial(r): r for r in _chosen(runs).values() if (r.backend, r.version) == backend}
-    others = [r for records in of for r in records if shown[_trial(r)] is not r]
+    others = [r for r in records if shown[_trial(r)] is not r]
     if not others:
         return ""
     other = sum(r.verdict not in {shown[_trial(r)].verdict, "UNSUPPORTED"} for r in others)
     name = " ".join(backend).strip()
-    line = f"{name} was judged in {len(runs)} runs: of each trial the fullest, then the newest verdict is shown"
-    return f"{line}; {other} of {len(others)} that are not shown say otherwise" if other else line
+    return f"{name} ({other} of {len(others)} verdicts that are not shown say otherwise)" if other else name

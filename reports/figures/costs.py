@@ -117,7 +117,8 @@ def _pareto(points: pd.DataFrame, doubts: Mapping[str, str]) -> alt.LayerChart:
     )
     named = frame if len(frame) <= _NAMED else frame[frame["best"] | ~frame["conforms"]].head(_NAMED)
     named = named.sort_values("throughput", ascending=False)
-    layers: list[alt.Chart] = [step.encode(x=x, y=y), dots]
+    line = base.mark_rule(color=MUTED, strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", title="tokens/s"), y2="high:Q")
+    layers: list[alt.Chart] = [line, step.encode(x=x, y=y), dots]
     for part, dy in ((named[::2], -7), (named[1::2], 9)):  # in turns above and below, so that neighbours are legible
         names = alt.Chart(part).mark_text(align="left", dx=8, dy=dy, fontSize=12, color=INK, limit=130)
         layers.append(names.encode(x=x, y=y, text="backend:N"))

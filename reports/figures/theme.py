@@ -59,10 +59,19 @@ def chart(id: str, title: str, drawn: alt.Chart | alt.LayerChart | alt.FacetChar
         aria=False,
         background=PAPER,
         font=_FONT,
-        padding=4,
-        axis=alt.AxisConfig(**axis, labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelLimit=150),
+        padding={"left": 14, "right": 20, "top": 4, "bottom": 4},  # readers' fonts are wider than Vega's
+        axis=alt.AxisConfig(
+            **axis, labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=12, labelLimit=150
+        ),
         legend=alt.LegendConfig(
-            orient="top", title=None, labelColor=INK, labelFontSize=12, columns=3, symbolStrokeWidth=2, labelLimit=120
+            orient="top",
+            title=None,
+            labelColor=INK,
+            labelFontSize=12,
+            columns=3,
+            symbolStrokeWidth=2,
+            labelLimit=120,
+            columnPadding=20,
         ),
         view=alt.ViewConfig(stroke=None),
     )

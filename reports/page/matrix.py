@@ -8,11 +8,12 @@ from typing import Any
 from reports.escape import inline, plain
 from reports.results import VERDICTS, Record
 from reports.suites import Suite
-from reports.summary import Cell, message
+from reports.summary import SHORT, Cell
 
 TEXT = 6_000  # characters of one message or traceback
 ROOM = 3_000_000  # characters of all messages of a page: what does not fit is in the tables
 NONE = "–"
+SIGNS = {**SHORT, "PASS": "✓"}
 
 
 class Messages:
@@ -27,7 +28,7 @@ class Messages:
     def add(self, record: Record) -> int:
         """The number of the record's message, -1 where there is nothing to tell."""
         told = {
-            "text": plain(message(record)) if record.failure else "",
+            "text": plain(_counterexample(record)),
             "cause": inline(record.cause),
             "reason": inline(record.reason),
             "reproduce": inline(record.reproduce),
@@ -69,6 +70,7 @@ def data(suite: Suite, messages: Messages) -> dict[str, Any]:
         cells.setdefault(place, []).append([*where, VERDICTS.index(record.verdict), messages.add(record)])
     return {
         "verdicts": VERDICTS,
+        "signs": SIGNS,
         "invariants": [
             {"id": inline(i.id), "family": inline(i.family), "statement": inline(i.statement), "after": list(i.after)}
             for i in invariants
@@ -86,12 +88,18 @@ def label(cell: Cell | None) -> str:
     if cell is None or not cell.verdict:
         return NONE
     count = f"{cell.count}" if cell.count == cell.total else f"{cell.count}/{cell.total}"
-    return f"{'✓' if cell.verdict == 'PASS' else cell.verdict} {count}"
+    return f"{SIGNS.get(cell.verdict, cell.verdict)} {count}"
 
 
 def links(text: str) -> list[str]:
     """Addresses that may be followed: https only, without characters that could end an attribute."""
     return [url for url in inline(text).split() if url.startswith("https://") and not set(url) & set("<>\"'`\\")]
+
+
+def _counterexample(record: Record) -> str:
+    """The failure without its command, which stands beside it."""
+    lines = record.failure.split("\n")
+    return "\n".join(line for line in lines if not (record.reproduce and record.reproduce in line))
 
 
 def _numbered(records: Iterable[Record], name: str) -> dict[str, int]:

@@ -81,7 +81,7 @@ function matrix(section) {
     const verdict = Math.min(...counted.map((trial) => trial[3]));
     return { verdict: data.verdicts[verdict], count: counted.filter((t) => t[3] === verdict).length, total: counted.length };
   };
-  const label = (cell) => `${cell.verdict === "PASS" ? "✓" : cell.verdict} ${cell.count === cell.total ? cell.count : `${cell.count}/${cell.total}`}`;
+  const label = (cell) => `${data.signs[cell.verdict] || cell.verdict} ${cell.count === cell.total ? cell.count : `${cell.count}/${cell.total}`}`;
 
   function draw() {
     const [search, show, family, sort] = ["search", "show", "family", "sort"].map(chosen);
@@ -133,7 +133,7 @@ function matrix(section) {
       const line = make("tr", "", "family");
       const head = make("th", name);
       head.scope = "rowgroup";
-      const rest = make("td");
+      const rest = make("td", "", "rest");
       rest.colSpan = backends.filter(Boolean).length || 1;
       line.append(head, rest);
       return [line, row];
@@ -200,12 +200,24 @@ function openDialog(about, parts, data) {
       const key = `${trial[3]} ${trial[4]}`;
       groups.set(key, [...(groups.get(key) || []), trial]);
     });
+    const opened = new Set();
     [...groups.values()].sort((a, b) => a[0][3] - b[0][3]).forEach((same) => {
       const verdict = data.verdicts[same[0][3]];
-      const line = make("p");
-      line.append(make("span", `${verdict} ${same.length}`, `verdict ${verdict}`), ` in ${same.map((trial) => [data.facets[trial[0]], data.dtypes[trial[1]], data.models[trial[2]]].filter(Boolean).join(" ")).join(", ")}`);
-      inside.append(line);
-      if (same[0][4] >= 0 && (parts.length === 1 || RED.has(verdict))) inside.append(...told(messages[same[0][4]]));
+      const places = same.map((trial) => [data.facets[trial[0]], data.dtypes[trial[1]], data.models[trial[2]]].filter(Boolean).join(" "));
+      const line = [make("span", `${verdict} ${same.length}`, `verdict ${verdict}`), ` in ${places.join(", ")}`];
+      const more = same[0][4] >= 0 && (parts.length === 1 || RED.has(verdict)) ? told(messages[same[0][4]]) : [];
+      if (more.length && opened.has(verdict)) { // of each verdict the first message is open
+        const details = make("details", "", "also");
+        const summary = make("summary");
+        summary.append(...line);
+        details.append(summary, ...more);
+        inside.append(details);
+        return;
+      }
+      opened.add(verdict);
+      const head = make("p");
+      head.append(...line);
+      inside.append(head, ...more);
     });
   }
   if (!dialog.open) dialog.showModal();

@@ -69,14 +69,15 @@ def case(panel: Panel, doubts: Mapping[str, str]) -> Sheet:
 
 
 def points(panel: Panel, doubts: Mapping[str, str]) -> pd.DataFrame:
-    """Of the step: backend, memory (bytes), throughput (tokens/s), conforms, best (on the frontier)."""
+    """Of the step: backend, memory (bytes), throughput (tokens/s) with its low and high, conforms, best (frontier)."""
     rows = []
     for (mode, backend), metrics in panel.figures.items():
         memory, throughput = (_value(metrics.get(name)) for name in ("peak_alloc_delta", "tokens_s"))
         if mode == "step" and memory is not None and throughput is not None:
             conforms = backend not in doubts
-            rows.append((backend, memory, throughput, conforms))
-    made = pd.DataFrame(rows, columns=["backend", "memory", "throughput", "conforms"])
+            rate = metrics["tokens_s"]
+            rows.append((backend, memory, throughput, rate.ci_low, rate.ci_high, conforms))
+    made = pd.DataFrame(rows, columns=["backend", "memory", "throughput", "low", "high", "conforms"])
     made["conforms"] = made["conforms"].astype(bool)
     made["best"] = frontier(made.assign(conforms=made["conforms"] & (made["backend"] != FROZEN)))
     return made

@@ -12,6 +12,7 @@ from reports.cost import MODE_NAMES, TRAINING
 from reports.report import Report
 from reports.sheet import Cell, Head, Sheet, figure, quantity, word
 from reports.suites import BUT_GAPS, CONFORMS
+from reports.tables.simulated import name_of, settings
 
 TONES = {CONFORMS: "good", BUT_GAPS: "warn"}  # any other standing is bad
 _HEADS = (
@@ -115,10 +116,13 @@ def _who_is_fastest(means: pd.DataFrame, doubts: dict[str, str]) -> Iterator[str
 
 
 def _who_fits(report: Report) -> Iterator[str]:
-    for step in report.simulated[report.simulated["method"] == "LoRA"].itertuples():
-        how = " with checkpointing" if step.checkpointing else ""
-        room = f"{'fits' if step.fits else 'does not fit'} in the {numbers.shown(step.gpu_memory, 'B')} of {step.gpu}"
-        yield (
-            f"{step.model} with {step.backend}, r {step.rank}, {step.batch} x {step.seq} tokens{how}:"
-            f" simulated peak {numbers.shown(step.peak, 'B')}, {room}."
+    for setting in settings(report):
+        steps = list(setting.steps.itertuples())
+        first = steps[0]
+        peaks = "; ".join(
+            f"{name_of(step.method, checkpointing=step.checkpointing)} {numbers.shown(step.peak, 'B')},"
+            f" {'fits' if step.fits else 'does not fit'}"
+            for step in steps
         )
+        room = numbers.shown(first.gpu_memory, "B")
+        yield f"{setting.title} ({room}), simulated peak of a step: {peaks}."

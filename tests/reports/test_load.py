@@ -183,8 +183,8 @@ def test_of_a_trial_in_several_runs_the_fullest_then_the_newest_verdict_is_shown
     assert shown[["invariant", "verdict"]].to_numpy().tolist() == [["forward", "FAIL"], ["gradients", "PASS"]]
     assert report.backends["profiles"].tolist() == ["full and quick"]
     (note,) = report.notes
-    assert note.startswith("a 1.0 was judged in 2 runs: of each trial the fullest, then the newest verdict is shown")
-    assert note.endswith("; 1 of 1 that are not shown say otherwise")
+    assert note.startswith("Judged in more than one run, and of each trial the fullest, then the newest verdict is sh")
+    assert note.endswith(": a 1.0 (1 of 1 verdicts that are not shown say otherwise)")
 
 
 def test_two_versions_of_a_backend_stand_beside_each_other(tmp_path: Path) -> None:
