@@ -1,4 +1,5 @@
+"""``python -m reports``."""
+
 from reports.cli import app
 
-if __name__ == "__main__":
-    app(prog_name="lora-report")
+app()

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -49,10 +48,9 @@ def build_report(results: Iterable[Path], out: Path, *, step_summary: bool) -> i
             return 2
         told = build(report, out, lambda what, share: bar.update(task, description=what, completed=0.4 + 0.6 * share))
     for line in (*told.sentences, *(f"{note}." for note in report.notes)):
-        console.print(Text(inline(line)))
+        console.print(Text(inline(line)), soft_wrap=True)
     if summary is not None:
-        _append(summary, told_in_short := short(told, STEP_LIMIT - _size(summary)))
-        console.print(f"step summary: {len(told_in_short.encode()):,} bytes")
+        _append(summary, short(told, STEP_LIMIT - _size(summary)))
     console.print(Text(f"wrote {out / 'index.html'}"))
     return int(len(report.problems) > 0)
 
@@ -78,7 +76,7 @@ def compare_reports(old: Path, new: Path, markdown: Path | None) -> int:
         if len(sheet.rows) > SHOWN:
             console.print(f"… and {len(sheet.rows) - SHOWN} more")
     for note in found.notes:
-        console.print(Text(inline(note)))
+        console.print(Text(inline(note)), soft_wrap=True)
     if markdown is not None:
         _write(markdown, comment(found, old, new))
     return int(found.worse)
@@ -103,11 +101,15 @@ def _problems(report: Report, console: Console) -> None:
 
 
 def _table(sheet: Sheet) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in sheet.heads:
-        table.add_column(head.text, justify="right" if head.numeric else "left", overflow="fold")
+    """A row for each change: what it is, then in small print the numbers, so that it fits a narrow terminal."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    words = [n for n, head in enumerate(sheet.heads) if n and not head.numeric]
+    numbers = [n for n, head in enumerate(sheet.heads) if head.numeric]
     for row in sheet.rows[:SHOWN]:
-        table.add_row(*(Text(f"{cell.text} {cell.small}".rstrip(), _STYLES[cell.tone]) for cell in row))
+        told = Text(" · ".join(row[n].text for n in words))
+        small = [f"{sheet.heads[n].text} {row[n].text} {row[n].small}".rstrip() for n in numbers]
+        told.append("\n" + "   ".join(small), "dim")
+        table.add_row(Text(row[0].text, _STYLES[row[0].tone]), told)
     return table
 
 

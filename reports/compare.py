@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from reports.report import Report
 from reports.results import RED
 from reports.sheet import Cell, Head, Sheet, figure, quantity, word
 from reports.suites import Suite
-from reports.summary import Cell as Verdicts
 
 _DERIVED = {"tokens_s", "tflops", "roofline_frac", "ratio_to_peft"}  # time_ms over again
 _TONES = {"broke": "bad", "worse": "bad", "slower": "warn", "mended": "good", "better": "good", "faster": "good"}
@@ -23,7 +23,7 @@ _ORDER = ("broke", "worse", "slower", "mended", "better", "faster", "changed", "
 
 @dataclass(frozen=True)
 class Comparison:
-    """verdicts and figures: what differs, the worst first. same: how many cells and figures do not differ."""
+    """verdicts and figures: what differs, the worst first. same: how many trials and figures do not."""
 
     verdicts: Sheet
     figures: Sheet
@@ -50,36 +50,35 @@ def compare(old: Report, new: Report) -> Comparison:
 
 
 def _verdicts(old: Report, new: Report) -> tuple[Sheet, int, list[str]]:
-    heads = (Head("change"), Head("backend"), Head("invariant"), Head("old"), Head("new"))
+    heads = (Head("change"), Head("backend"), Head("invariant"), Head("verdict"), quantity("trials"))
     if not old.suites or not new.suites:
-        return Sheet("verdicts", "Verdicts", heads, []), 0, ["One side has no conformance results."]
+        one = bool(old.suites) != bool(new.suites)
+        return Sheet("verdicts", "Verdicts", heads, []), 0, ["One side has no conformance results"] * one
     before, after = old.suites[0], new.suites[0]
-    was, now = before.matrix.cells, after.matrix.cells
-    rows, same = [], 0
-    for invariant, backend in dict.fromkeys((*was, *now)):
-        a, b = was.get((invariant, backend)), now.get((invariant, backend))
-        if a == b:
-            same += 1
-            continue
+    was, now = _trials(before), _trials(after)
+    both = [trial for trial in now if trial in was]
+    moved = Counter((*trial[:2], was[trial], now[trial]) for trial in both if was[trial] != now[trial])
+    tried = Counter(trial[:2] for trial in both)
+    rows = []
+    for (backend, invariant, a, b), n in moved.items():
         told = _change(a, b)
-        cells = (word(backend), word(invariant), *(word(_text(cell)) for cell in (a, b)))
-        rows.append([word(told, _TONES.get(told, "")), *cells])
-    return Sheet("verdicts", "Verdicts", heads, _sorted(rows)), same, list(_notes(before, after))
+        count = figure(n, "trials")._replace(small=f"of {tried[backend, invariant]}")
+        rows.append([word(told, _TONES.get(told, "")), word(backend), word(invariant), word(f"{a} → {b}"), count])
+    notes = list(_notes(before, after))
+    if alone := (len(was) - len(both), len(now) - len(both)):
+        notes += [f"{alone[0]} trials are on the old side only, {alone[1]} on the new side only"] if any(alone) else []
+    return Sheet("verdicts", "Verdicts", heads, _sorted(rows)), len(both) - moved.total(), notes
 
 
-def _change(old: Verdicts | None, new: Verdicts | None) -> str:
-    if old is None or new is None:
-        return "new" if old is None else "gone"
-    was, now = old.verdict in RED, new.verdict in RED
-    if was != now:
-        return "broke" if now else "mended"
-    if was and (old.count / old.total) != (new.count / new.total):
-        return "worse" if new.count / new.total > old.count / old.total else "better"
+def _trials(suite: Suite) -> dict[tuple[str, ...], str]:
+    """Verdicts by backend, invariant, facet, dtype and model."""
+    return {(r.backend, r.invariant, r.facet, r.dtype, r.on): r.verdict for r in suite.records}
+
+
+def _change(old: str, new: str) -> str:
+    if (old in RED) != (new in RED):
+        return "broke" if new in RED else "mended"
     return "changed"
-
-
-def _text(cell: Verdicts | None) -> str:
-    return "–" if cell is None else f"{cell.verdict} {cell.count}/{cell.total}"
 
 
 def _notes(old: Suite, new: Suite) -> Iterator[str]:
@@ -102,8 +101,8 @@ def _notes(old: Suite, new: Suite) -> Iterator[str]:
 
 
 def _figures(old: Report, new: Report) -> tuple[Sheet, int]:
-    heads = (Head("change"), Head("backend"), Head("metric"), Head("case"))
-    heads = (*heads, quantity("old"), quantity("new"), quantity("new / old"))
+    names = (Head("change"), Head("backend"), Head("metric"), Head("case"))
+    heads = (*names, quantity("old"), quantity("new"), quantity("new / old"))
     columns = [*KEY, "unit", "better", "kind", "status", "value", "ci_low", "ci_high"]
     sides = []
     for report in (old, new):
@@ -119,8 +118,8 @@ def _figures(old: Report, new: Report) -> tuple[Sheet, int]:
         unit = row.unit_old if pd.isna(row.unit_new) else row.unit_new
         was, now = _side(row, "old", unit), _side(row, "new", unit)
         ratio = now.value / was.value if was.value and now.value is not None else None
-        names = (word(row.backend), word(row.metric), word(row.case_id))
-        rows.append([word(told, _TONES.get(told, "")), *names, was, now, figure(ratio, "1")])
+        of = (word(row.backend), word(row.metric), word(row.case_id))
+        rows.append([word(told, _TONES.get(told, "")), *of, was, now, figure(ratio, "1")])
     return Sheet("figures", "Figures", heads, _sorted(rows)), same
 
 

@@ -64,7 +64,7 @@ def newest(report: Report) -> pd.DataFrame:
 
 def doubts(report: Report) -> dict[str, str]:
     """By backend, as benchmarks name it: why its figures are not those of a right implementation."""
-    found = {}
+    found: dict[str, str] = {}
     for suite in report.suites:
         for run in suite.runs:
             for reference, name in run.names.items():
@@ -119,8 +119,9 @@ def panels(rows: pd.DataFrame) -> tuple[list[Panel], int]:
 
 def _panel(number: int, place: str, group: str, here: pd.DataFrame) -> Panel:
     found: dict[tuple[str, str], dict[str, Figure]] = {}
-    for row in here[list(Figure._fields)].astype({"error": object}).itertuples(index=False):
-        one = Figure(*(str(text or "") for text in row[:5]), *row[5:8], "" if pd.isna(row[8]) else str(row[8]))
+    for *words, value, low, high, error in here[list(Figure._fields)].itertuples(index=False):
+        mode, backend, metric, unit, status = (str(text or "") for text in words)
+        one = Figure(mode, backend, metric, unit, status, value, low, high, "" if pd.isna(error) else str(error))
         found.setdefault((one.mode, one.backend), {})[one.metric] = one
     return Panel(f"case-{number}", group, place, found)
 

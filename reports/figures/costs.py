@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.cost import MODE_NAMES, TRAINING, Panel
 from reports.escape import inline
-from reports.figures.theme import BLUE, GREEN, INK, MUTED, ROW, SERIES, SHAPES, VERMILION, WIDTH, Chart, chart
+from reports.figures.theme import BLUE, GREEN, INK, MUTED, ROW, SERIES, SHAPES, VERMILION, WIDTH, Chart, Drawn, chart
 from reports.inputs.benchmarks import FROZEN, OK
 
 _SHOWN = {
@@ -69,7 +69,7 @@ def of_panel(panel: Panel, doubts: Mapping[str, str], points: pd.DataFrame) -> l
     return made
 
 
-def _dots(rows: Iterable[tuple[object, str, float, float, float]], axis: str, *, floor: bool) -> alt.LayerChart | None:
+def _dots(rows: Iterable[tuple[object, str, float, float, float]], axis: str, *, floor: bool) -> Drawn | None:
     """rows: backend, mode, value, low, high. ``floor`` marks the 1 of a ratio."""
     listed = [(inline(backend), MODE_NAMES.get(mode, mode), *figures) for backend, mode, *figures in rows]
     frame = pd.DataFrame(listed, columns=["backend", "mode", "value", "low", "high"]).dropna(subset=["value"])
@@ -97,7 +97,7 @@ def _dots(rows: Iterable[tuple[object, str, float, float, float]], axis: str, *,
     return alt.layer(*layers).properties(width=WIDTH, height=height)
 
 
-def _pareto(points: pd.DataFrame, doubts: Mapping[str, str]) -> alt.LayerChart:
+def _pareto(points: pd.DataFrame, doubts: Mapping[str, str]) -> Drawn:
     """Left and up is better. The line joins what no conforming backend beats; a cross does not conform."""
     kinds = {"conforms": (GREEN, "circle"), "does not conform": (VERMILION, "cross"), "frozen": (MUTED, "square")}
     frame = points.assign(backend=points["backend"].map(inline), MiB=points["memory"] / _MIB)

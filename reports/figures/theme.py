@@ -29,6 +29,9 @@ _FONT = "system-ui, sans-serif"
 _SCALE = 2  # pixels of a PNG for each of the SVG
 
 
+Drawn = alt.Chart | alt.LayerChart | alt.FacetChart
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure: ``id`` names its files, ``title`` says what is drawn."""
@@ -52,26 +55,27 @@ def themed(svg: str) -> str:
     return _HEX.sub(lambda found: f"var(--{NAMES[found[0]]})", svg.replace("<svg ", '<svg aria-hidden="true" ', 1))
 
 
-def chart(id: str, title: str, drawn: alt.Chart | alt.LayerChart | alt.FacetChart) -> Chart:  # noqa: A002
+def chart(id: str, title: str, drawn: Drawn) -> Chart:  # noqa: A002
     """With the common look."""
-    axis = {"labelColor": INK, "titleColor": MUTED, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE}
     styled = drawn.configure(
         aria=False,
         background=PAPER,
         font=_FONT,
         padding={"left": 14, "right": 20, "top": 4, "bottom": 4},  # readers' fonts are wider than Vega's
         axis=alt.AxisConfig(
-            **axis, labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=12, labelLimit=150
+            labelColor=INK,
+            titleColor=MUTED,
+            gridColor=LINE,
+            domainColor=LINE,
+            tickColor=LINE,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=12,
+            labelLimit=150,
         ),
         legend=alt.LegendConfig(
-            orient="top",
-            title=None,
-            labelColor=INK,
-            labelFontSize=12,
-            columns=3,
-            symbolStrokeWidth=2,
-            labelLimit=120,
-            columnPadding=20,
+            orient="top", title=None, labelColor=INK, labelFontSize=12, columns=3, symbolStrokeWidth=2, columnPadding=20
         ),
         view=alt.ViewConfig(stroke=None),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from reports import numbers
@@ -37,9 +39,9 @@ def _plain(report: Report, table: str, title: str, most: int = 1000) -> Sheet:
     return Sheet(table.replace("_", "-"), title, heads, rows, len(found) - len(rows))
 
 
-def _cell(table: str, name: str, value: object) -> Cell:
+def _cell(table: str, name: str, value: Any) -> Cell:
     column = TABLES[table][name]
-    if pd.isna(value):  # type: ignore[call-overload]
+    if pd.isna(value):
         return word("–", "quiet")
     if column.type == "number":
         return figure(value, column.unit)
@@ -49,4 +51,4 @@ def _cell(table: str, name: str, value: object) -> Cell:
         return word(f"{value:%Y-%m-%d %H:%M} UTC")
     if name in {"commit", "digest"}:
         return word(str(value)[:10])
-    return word({True: "yes", False: "no"}.get(value, value) if column.type == "flag" else value)  # type: ignore[call-overload]
+    return word({True: "yes", False: "no"}.get(value, value) if column.type == "flag" else value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from reports.report import Report
-from reports.sheet import Head, Sheet, figure, quantity, word
+from reports.sheet import Cell, Head, Sheet, figure, quantity, word
 
 CATEGORIES = ("parameters", "gradients", "optimiser", "activations", "temporary", "inputs")
 _KEY = ["file", "model", "backend", "rank", "batch", "seq", "dtype", "adapter_dtype", "gpu"]
@@ -109,13 +110,12 @@ def crossover(found: Map) -> Sheet:
     return Sheet(found.id, found.title, heads, [list(_cells(row)) for row in found.cells.itertuples()])
 
 
-def _cells(row: object) -> Iterator[object]:
-    cell = row
-    yield word(f"{cell.hidden} x {cell.hidden}")  # type: ignore[attr-defined]
-    yield figure(cell.tokens, "1")  # type: ignore[attr-defined]
+def _cells(row: Any) -> Iterator[Cell]:
+    yield word(f"{row.hidden} x {row.hidden}")
+    yield figure(row.tokens, "1")
     for name in ("time_ratio", "flops_ratio", "peak_ratio", "ops_ratio"):
-        yield figure(getattr(cell, name), "1")
+        yield figure(getattr(row, name), "1")
 
 
-def _share(step: object) -> str:
-    return f"{100 * step.peak / step.gpu_memory:.0f} % of it"  # type: ignore[attr-defined]
+def _share(step: Any) -> str:
+    return f"{100 * step.peak / step.gpu_memory:.0f} % of it"
