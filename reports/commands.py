@@ -51,7 +51,7 @@ def build_report(results: Iterable[Path], out: Path, *, step_summary: bool) -> i
         console.print(Text(inline(line)), soft_wrap=True)
     if summary is not None:
         _append(summary, short(told, STEP_LIMIT - _size(summary)))
-    console.print(Text(f"wrote {out / 'index.html'}"))
+    console.print(Text(inline(f"wrote {out / 'index.html'}")), soft_wrap=True)
     return int(len(report.problems) > 0)
 
 

@@ -70,7 +70,7 @@ def in_markdown(sheet: Sheet) -> str:
 
 
 def _text(cell: Cell) -> str:
-    small = cell.small if cell.small.startswith("[") or not cell.small else f"({cell.small})"
+    small = cell.small if not cell.small or cell.small.startswith(("[", "of ", "in ")) else f"({cell.small})"
     return markdown(f"{cell.text} {small}".rstrip())
 
 
