@@ -17,8 +17,8 @@ _SHOWN = {
     "ratio_to_peft": "time over that of peft",
     "tokens_s": "tokens/s",
     "time_ms": "ms",
-    "peak_alloc_delta": "peak memory, MiB",
-    "saved_bytes": "saved for backward, MiB",
+    "peak_alloc_delta": "peak memory",
+    "saved_bytes": "saved for backward",
 }
 _TITLES = {
     "ratio_to_frozen": "Time over that of the frozen layer",
@@ -29,7 +29,9 @@ _TITLES = {
     "saved_bytes": "Saved from forward to backward",
 }
 _RATIOS = {"ratio_to_frozen", "ratio_to_peft"}
-_MIB = 2**20
+_RATES = {*_RATIOS, "tokens_s", "time_ms"}
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_CROWD = 12  # more backends than that stand closer together
 _NAMED = 12  # points of a Pareto view that carry a name
 
 
@@ -55,13 +57,14 @@ def of_panel(panel: Panel, doubts: Mapping[str, str], points: pd.DataFrame) -> l
     for metric, axis in _SHOWN.items():
         if metric == "time_ms" and training:
             continue
-        scale = _MIB if "MiB" in axis else 1
-        rows = [
-            (backend, mode, one.value / scale, one.ci_low / scale, one.ci_high / scale)
+        found = [
+            (backend, mode, one)
             for (mode, backend), metrics in panel.figures.items()
             if (one := metrics.get(metric)) and one.status == OK and (mode in TRAINING or not training)
         ]
-        drawn = _dots(rows, axis, floor=metric in _RATIOS)
+        unit, scale = ("", 1) if metric in _RATES else _prefix(one.value for *_, one in found)
+        rows = [(b, mode, one.value / scale, one.ci_low / scale, one.ci_high / scale) for b, mode, one in found]
+        drawn = _dots(rows, f"{axis}, {unit}" if unit else axis, floor=metric in _RATIOS)
         if drawn is not None:
             made.append(chart(f"{panel.id}-{metric.replace('_', '-')}", _TITLES[metric], drawn))
     if len(points) > 1:
@@ -93,21 +96,31 @@ def _dots(rows: Iterable[tuple[object, str, float, float, float]], axis: str, *,
     if floor:
         one = pd.DataFrame({"at": [1.0]})
         layers.insert(0, alt.Chart(one).mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x="at:Q"))
-    height = ROW * len(modes) * frame["backend"].nunique() + 10
+    backends = frame["backend"].nunique()
+    height = (ROW if backends <= _CROWD else ROW - 5) * len(modes) * backends + 10
     return alt.layer(*layers).properties(width=WIDTH, height=height)
+
+
+def _prefix(values: Iterable[float]) -> tuple[str, int]:
+    """The unit of bytes in which the largest value reads well."""
+    largest = max(values, default=0)
+    return max((each for each in _BYTES.items() if each[1] <= max(largest, 1)), key=lambda each: each[1])
 
 
 def _pareto(points: pd.DataFrame, doubts: Mapping[str, str]) -> Drawn:
     """Left and up is better. The line joins what no conforming backend beats; a cross does not conform."""
     kinds = {"conforms": (GREEN, "circle"), "does not conform": (VERMILION, "cross"), "frozen": (MUTED, "square")}
-    frame = points.assign(backend=points["backend"].map(inline), MiB=points["memory"] / _MIB)
+    unit, scale = _prefix(points["memory"])
+    frame = points.assign(backend=points["backend"].map(inline), held=points["memory"] / scale)
     frame["kind"] = [
         "frozen" if name == FROZEN else "does not conform" if name in doubts else "conforms"
         for name in points["backend"]
     ]
     used = [kind for kind in kinds if kind in set(frame["kind"])]
     colours, shapes = [kinds[kind][0] for kind in used], [kinds[kind][1] for kind in used]
-    x = alt.X("MiB:Q", title="peak memory, MiB", scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=5))
+    x = alt.X(
+        "held:Q", title=f"peak memory, {unit}", scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=5)
+    )
     y = alt.Y("throughput:Q", title="tokens/s", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(tickCount=6))
     base = alt.Chart(frame).encode(x=x, y=y)
     step = alt.Chart(frame[frame["best"]]).mark_line(interpolate="step-after", color=BLUE, strokeWidth=1.5)

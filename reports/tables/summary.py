@@ -15,6 +15,7 @@ from reports.suites import BUT_GAPS, CONFORMS
 from reports.tables.simulated import name_of, settings
 
 TONES = {CONFORMS: "good", BUT_GAPS: "warn"}  # any other standing is bad
+_NAMED = 8  # names in a sentence; the table has all of them
 _HEADS = (
     Head("backend"),
     Head("standing", "conforms: no trial is red and some pass; but for gaps: what is broken is declared"),
@@ -97,9 +98,15 @@ def _who_conforms(report: Report) -> Iterator[str]:
         right = [name for name, of in standing.items() if of in TONES]
         line = f"{len(right)} of {len(standing)} backends conform to {suite.title}"
         gaps = [f"{name} {suite.matrix.totals[name]['GAP']}" for name in right if standing[name] == BUT_GAPS]
-        line += f", {len(gaps)} of them but for declared gaps (trials: {', '.join(gaps)})" if gaps else ""
-        wrong = [f"{name} {of}" for name, of in standing.items() if of not in TONES]
-        yield f"{line}; {', '.join(wrong)}." if wrong else f"{line}."
+        line += f", {len(gaps)} of them but for declared gaps (trials: {_few(gaps)})" if gaps else ""
+        for of in dict.fromkeys(of for of in standing.values() if of not in TONES):
+            line += f"; {of}: {_few([name for name, own in standing.items() if own == of])}"
+        yield f"{line}."
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _who_is_fastest(means: pd.DataFrame, doubts: dict[str, str]) -> Iterator[str]:
