@@ -72,7 +72,12 @@ def data(suite: Suite, messages: Messages) -> dict[str, Any]:
         "verdicts": VERDICTS,
         "signs": SIGNS,
         "invariants": [
-            {"id": inline(i.id), "family": inline(i.family), "statement": inline(i.statement), "after": list(i.after)}
+            {
+                "id": inline(i.id),
+                "family": inline(i.family),
+                "statement": inline(i.statement),
+                "after": list(map(inline, i.after)),
+            }
             for i in invariants
         ],
         "backends": [inline(f"{name} {version}") for name, version in made.backends.items()],

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports.content import Content
-from reports.escape import plain
+from reports.escape import inline, plain
 from reports.figures.theme import themed
 from reports.page import matrix
 from reports.report import Report
@@ -62,7 +62,8 @@ def kill_matrix(report: Report) -> dict[str, Any]:
     for kill in report.kills.fillna({"named": False}).itertuples():
         row = rows.setdefault(kill.mutant, [" "] * len(invariants))
         row[column[kill.invariant]] = marks[bool(kill.killed), bool(kill.named)]
-    return {"invariants": invariants, "rows": [[name, "".join(row)] for name, row in rows.items()]}
+    told = [[inline(name), "".join(row)] for name, row in rows.items()]
+    return {"invariants": list(map(inline, invariants)), "rows": told}
 
 
 def _environment() -> Environment:

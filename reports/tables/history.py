@@ -30,10 +30,13 @@ class Course:
 
 
 def courses(report: Report) -> pd.DataFrame:
-    """What needs a look first."""
+    """What needs a look first; of a series in several files the one that reaches furthest."""
     rank = {name: n for n, name in enumerate(ORDER)}
-    order = report.courses["course"].astype(str).map(rank).fillna(len(ORDER))
-    return report.courses.assign(order=order).sort_values(["order", "steps"], ascending=[True, False], kind="stable")
+    until = report.courses["file"].map(report.history.groupby("file")["timestamp"].max())
+    newest = report.courses.assign(until=until).sort_values("until", kind="stable")
+    newest = newest.drop_duplicates(list(KEY), keep="last").sort_index()
+    order = newest["course"].astype(str).map(rank).fillna(len(ORDER))
+    return newest.assign(order=order).sort_values(["order", "steps"], ascending=[True, False], kind="stable")
 
 
 def drawn(report: Report) -> list[Course]:

@@ -7,6 +7,7 @@ where the variable CHROMIUM names it. Without one these tests are skipped and sa
 
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import recorded
 import samples
 from samples import record
+from test_build import evil
 
 import reports
 from reports.build import build
@@ -215,6 +217,22 @@ def test_texts_of_a_backend_stay_text(opened: Opened) -> None:
     assert dialog.locator("img").count() == 0
     dialog.locator("details summary").click()
     assert "Traceback" in dialog.inner_text()
+
+
+def test_nothing_moves_the_cursor_or_turns_the_text_round(browser: playwright.Browser, tmp_path: Path) -> None:
+    build(reports.load(evil(tmp_path / "evil")), tmp_path / "out")
+    page = browser.new_page()
+    shown = Opened(page, (tmp_path / "out" / "index.html").as_uri())
+    page.locator(".kills summary").first.click()
+    for cell in (page.locator(".matrix td.ERROR button"), page.locator(".matrix td.GAP button")):
+        cell.first.click()
+        assert "alert(1)" in page.get_by_role("dialog").inner_text()
+        text = page.evaluate("document.documentElement.textContent")
+        assert not {c for c in text if c not in "\n\t" and unicodedata.category(c) in {"Cc", "Cf"}}
+        page.keyboard.press("Escape")
+    assert shown.said == []
+    assert len(shown.asked) == 1
+    page.close()
 
 
 def test_by_keyboard_alone(opened: Opened) -> None:

@@ -1,8 +1,10 @@
 """Results of any kind become tidy tables; what cannot be read is one line and stops nothing."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +21,7 @@ from conformance.record import Record, Verdict
 from reports.columns import DTYPES, TABLES
 from reports.inputs import benchmarks as inputs
 from reports.results import RED, SCHEMA, VERDICTS
+from reports.tables.history import courses
 
 
 def test_every_kind_of_input(tmp_path: Path) -> None:
@@ -77,6 +80,13 @@ def test_a_step_of_a_history(tmp_path: Path) -> None:
     table = reports.load(recorded.history(tmp_path / "h.json")).history
     assert table.loc[table["step"], "run_id"].tolist() == ["run6"]
     assert table["level"].tolist() == [1.0] * 6 + [1.5] * 6
+
+
+def test_of_a_series_in_several_histories_the_longest_is_shown(tmp_path: Path) -> None:
+    for runs in (12, 8, 10):
+        recorded.history(tmp_path / f"{runs}.json", runs)
+    shown = courses(reports.load(tmp_path))
+    assert shown["file"].tolist() == [str(tmp_path / "12.json")]
 
 
 def test_the_kill_matrix_knows_who_is_named(tmp_path: Path) -> None:
@@ -196,6 +206,20 @@ def test_two_versions_of_a_backend_stand_beside_each_other(tmp_path: Path) -> No
     (suite,) = report.suites
     assert {name: cell.verdict for (_, name), cell in suite.matrix.cells.items()} == {"a@1.0": "FAIL", "a@2.0": "PASS"}
     assert report.backends[["backend", "version", "red"]].to_numpy().tolist() == [["a", "1.0", 1], ["a", "2.0", 0]]
+
+
+def test_the_readme_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- load -->\n```python\n(.*?)```", text, re.DOTALL)
+    for folder, write in (("results/mine", recorded.conformance), ("runs", recorded.benchmarks)):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / ("a.jsonl" if "results" in folder else "a.parquet"))
+    monkeypatch.chdir(tmp_path)
+    *lines, red, ratios = code.strip().splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    assert eval(red, names)["backend"].tolist() == ["wrong", "wrong"]
+    assert len(eval(ratios, names)) == 6
 
 
 def test_schemas_agree_with_those_who_write_them() -> None:
