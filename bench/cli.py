@@ -168,6 +168,9 @@ def history(
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="This figure only. Default: all.")] = None,
     gate: Gate = 0.04,
     markdown: Markdown = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="All series as JSON too, for lora-report.")
+    ] = None,
 ) -> None:
     """How a figure went from run to run, and where it stepped.
 
@@ -179,7 +182,8 @@ def history(
     """  # noqa: D301 - typer wraps no paragraph that begins so
     from bench.commands.history import execute
 
-    raise typer.Exit(_told(lambda: execute(folder, backend=backend, metric=metric, gate=gate, markdown=markdown)))
+    chosen = {"backend": backend, "metric": metric, "gate": gate}
+    raise typer.Exit(_told(lambda: execute(folder, **chosen, markdown=markdown, out=out)))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -202,7 +206,9 @@ def simulate(
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Default: show both.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The figures as JSON too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The figures as JSON too, for lora-report.")
+    ] = None,
 ) -> None:
     """Will it fit, and what will it cost? LoRA beside full fine-tuning, without a GPU and without weights.
 
@@ -221,7 +227,9 @@ def crossover(
     backend: Annotated[str, typer.Option("--backend", "-b", metavar="NAME", help="As for run.")] = "peft",
     gpu: Annotated[str, typer.Option(metavar="NAME", help="Whose speed.")] = "h100",
     dtype: Annotated[str, typer.Option(metavar="NAME", help="Of the layer.")] = "bfloat16",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="All cells as JSON too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="All cells as JSON too, for lora-report.")
+    ] = None,
 ) -> None:
     """Where LoRA beats full fine-tuning: FLOPs and roofline time over hidden size, tokens and rank.
 

@@ -65,6 +65,8 @@ class Judged:
     case_id: str
     backend: str
     metric: str
+    device_name: str
+    threads: int
     course: Course
     values: Floats
     segments: list[steps.Segment]
@@ -128,7 +130,14 @@ def judge(found: Runs, gate: float) -> list[Judged]:
                 course, note = Course.CHANGED, "in relation to the floor only"
             if course.alarm and key["backend"] == FROZEN and metric == "time_ms":
                 course, note = Course.CHANGED, "the floor itself: the machine or torch"
-            judged.append(Judged(str(key["case_id"]), str(key["backend"]), str(metric), course, values, segments, note))
+            where = (
+                str(key["case_id"]),
+                str(key["backend"]),
+                str(metric),
+                str(key["device_name"]),
+                int(key["threads"]),
+            )
+            judged.append(Judged(*where, course, values, segments, note))
     order = list(Course)
     return sorted(judged, key=lambda j: (order.index(j.course), j.case_id, j.backend, j.metric))
 

@@ -24,17 +24,13 @@ from reports.summary import (
 
 def render(runs: Sequence[Results]) -> str:
     """Text that came from a backend is escaped: it starts no tag, no link and no cell."""
+    return "\n\n".join(["# LoRA conformance", *body(runs)]) + "\n"
+
+
+def body(runs: Sequence[Results]) -> list[str]:
+    """The parts below the title."""
     made, records = matrix(runs), records_of(runs)
-    parts = [
-        "# LoRA conformance",
-        _about(runs),
-        _table(made),
-        _legend(),
-        *_failures(records),
-        *_gaps(records),
-        *_idle(runs),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return [_about(runs), _table(made), _legend(), *_failures(records), *_gaps(records), *_idle(runs)]
 
 
 def _about(runs: Sequence[Results]) -> str:

@@ -14,6 +14,13 @@ SCHEMA = 1
 VERDICTS = ("CRASH", "TIMEOUT", "ERROR", "FAIL", "GAP-CLOSED", "GAP", "PASS", "UNSUPPORTED")  # the worst first
 RED = frozenset(VERDICTS[:5])
 IMPORT = "import"
+_TYPES: dict[str, Any] = {  # of a record's fields; the others are text
+    "examples": int,
+    "seconds": int | float,
+    "fraction": int | float | None,
+    "case": dict,
+    "features": list,
+}
 
 
 class ResultsError(Exception):
@@ -119,27 +126,8 @@ def read(path: Path) -> Results:
         raise ResultsError(path, f"is truncated: {seen}")
     try:
         return _results(path, header, lines[1:-1], footer)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(path, f"has a malformed line: {type(error).__name__}: {error}") from None
-
-
-def read_all(paths: Iterable[Path]) -> list[Results]:
-    """Several runs to be compared: they must have judged the same statements, and each backend once.
-
-    Raises:
-        ResultsError: one of them cannot be read, or does not fit the first.
-    """
-    found: list[Results] = []
-    names: dict[str, Path] = {}
-    for results in map(read, paths):
-        if found and results.digest != found[0].digest:
-            raise ResultsError(results.path, f"judged other invariants than {found[0].path}: run both with one version")
-        for name in results.backends:
-            if name in names:
-                raise ResultsError(results.path, f"has backend {name!r}, as {names[name]} does")
-            names[name] = results.path
-        found.append(results)
-    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -155,7 +143,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole, 1):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ResultsError(path, f"line {number} is not JSON") from None
         if not isinstance(value, dict):
             raise ResultsError(path, f"line {number} is no JSON object")
@@ -166,6 +154,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]], footer: Mapping[str, Any]) -> Results:
+    for name in ("suite", "digest", "profile", "command", "started"):
+        if not isinstance(header[name], str):
+            raise TypeError(f"{name} is {str(header[name])[:40]!r}")
     invariants = tuple(Invariant(**{**i, "after": tuple(i["after"])}) for i in header["invariants"])
     records = [_record(line) for line in lines]
     if any(record.invariant == IMPORT for record in records):
@@ -187,11 +178,11 @@ def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]],
         profile=header["profile"],
         seed=header["seed"],
         models=tuple(header["models"]),
-        device=header["device"],
-        versions=header["versions"],
+        device=dict(header["device"]),
+        versions=dict(header["versions"]),
         command=header["command"],
         started=header["started"],
-        seconds=footer["seconds"],
+        seconds=float(footer["seconds"]),
         records=tuple(_with_roots(records, invariants)),
     )
 
@@ -200,7 +191,11 @@ def _record(line: Mapping[str, Any]) -> Record:
     if line.get("type") != "record" or line.get("verdict") not in VERDICTS:
         raise ValueError(f"neither a record nor a verdict: {line.get('type')} {line.get('verdict')}")
     known = {f.name for f in fields(Record)}
-    return Record(**{k: v for k, v in line.items() if k in known and k != "after"})
+    given = {k: v for k, v in line.items() if k in known and k != "after"}
+    for name, value in given.items():
+        if not isinstance(value, _TYPES.get(name, str)) or isinstance(value, bool):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return Record(**given)
 
 
 def _with_roots(records: Iterable[Record], invariants: Iterable[Invariant]) -> list[Record]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.simulate.crossover import Cell, cells
-from bench.simulate.devices import device
+from bench.simulate.devices import Gpu, device
 from conformance.discovery import UsageError, check_name
 
 HIDDEN = (1024, 2048, 4096, 8192)
@@ -57,7 +57,7 @@ def execute(
         console.print(table)
     console.print("\n".join(_told(found, backend, chosen.name, dtype)), highlight=False)
     if out is not None:
-        _write(out, found)
+        _write(out, found, backend, chosen, dtype)
     return 0
 
 
@@ -89,9 +89,10 @@ def _told(found: list[Cell], backend: str, gpu: str, dtype: str) -> list[str]:
     return lines
 
 
-def _write(out: Path, found: list[Cell]) -> None:
+def _write(out: Path, found: list[Cell], backend: str, gpu: Gpu, dtype: str) -> None:
     rows = [asdict(c) | {"flops_ratio": c.flops_ratio, "time_ratio": c.time_ratio} for c in found]
+    told = {"kind": "crossover", "schema": 1, "backend": backend, "gpu": asdict(gpu), "dtype": dtype, "cells": rows}
     try:
-        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.text import Text
 from bench import store
 from bench.commands.compare import figure
 from bench.history import COLUMNS, RECENT, Course, Judged, Runs, gather, judge
-from bench.record import METRICS
+from bench.record import KEY, METRICS
 from bench.statistics import Floats
 from bench.steps import SHORTEST
 from conformance.command_line import hint
@@ -35,14 +37,22 @@ _MEANING = {
 _HEAD = ["course", "backend", "metric", "case", "newest", f"last {NEWEST} runs", "steps"]
 
 
-def execute(folder: Path, *, backend: str | None, metric: str | None, gate: float, markdown: Path | None) -> int:
+def execute(
+    folder: Path,
+    *,
+    backend: str | None,
+    metric: str | None,
+    gate: float,
+    markdown: Path | None,
+    out: Path | None = None,
+) -> int:
     """Exit status 1 if the newest run stands after a recent step to the worse, or lost a figure; ``bench.history``.
 
     Options of the command: ``DIR --backend NAME`` (default: all), ``--metric NAME`` (default: all that are judged),
-    ``--gate 0.04`` (relative, for times; memory has gates of its own) and ``--markdown FILE``.
+    ``--gate 0.04`` (relative, for times; memory has gates of its own), ``--markdown FILE`` and ``--out FILE`` (JSON).
 
     Raises:
-        UsageError: no such metric, nothing there, or the file cannot be written.
+        UsageError: no such metric, nothing there, or a file cannot be written.
     """
     if metric is not None and metric not in METRICS:
         raise UsageError(f"unknown metric {metric!r}: {hint(metric, METRICS)}")
@@ -52,10 +62,9 @@ def execute(folder: Path, *, backend: str | None, metric: str | None, gate: floa
     remarks = [*_legend(runs, judged, gate), *(f"set aside as {each.path.name}: {each.why}" for each in aside)]
     _show(runs, judged, remarks, every=metric is not None)
     if markdown is not None:
-        try:
-            markdown.write_text(comment(runs, judged, remarks), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{markdown} cannot be written: {error.strerror}") from None
+        _write(markdown, comment(runs, judged, remarks))
+    if out is not None:
+        _write(out, json.dumps(recorded(runs, judged, gate)) + "\n")
     return int(any(each.course.alarm for each in judged))
 
 
@@ -72,6 +81,33 @@ def comment(runs: Runs, judged: list[Judged], remarks: list[str]) -> str:
         lines.append("")
     lines += [f"- {escaped(remark)}" for remark in remarks]
     return "\n".join(lines) + "\n"
+
+
+def recorded(runs: Runs, judged: list[Judged], gate: float) -> dict[str, Any]:
+    """Everything that was found, as plain values; a missing one is None."""
+    about = [
+        {"run_id": run.run_id, "timestamp": run.timestamp.isoformat(), "commit": run.commit, "dirty": bool(run.dirty)}
+        for run in runs.runs.astype(object).where(runs.runs.notna(), None).itertuples()
+    ]
+    series = [
+        {
+            **{name: getattr(each, name) for name in KEY},
+            "unit": METRICS[each.metric].unit,
+            "course": each.course.value,
+            "note": each.note,
+            "values": [None if np.isnan(value) else float(value) for value in each.values],
+            "segments": [[segment.start, segment.level] for segment in each.segments],
+        }
+        for each in judged
+    ]
+    return {"kind": "history", "schema": 1, "gate": gate, "runs": about, "series": series}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def sparkline(values: Floats) -> str:

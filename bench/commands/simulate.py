@@ -125,8 +125,9 @@ def conditions(setting: Setting, gpu: Gpu) -> list[str]:
 
 def _write(out: Path, setting: Setting, gpu: Gpu, found: list[Estimate]) -> None:
     figures = [{**asdict(e), "tokens_s": e.tokens_s, "fits": e.fits(gpu)} for e in found]
-    told = {"setting": asdict(setting), "gpu": asdict(gpu), "conditions": conditions(setting, gpu), "steps": figures}
+    head = {"kind": "simulate", "schema": 1}  # known to `reports`
+    told = {**head, "setting": asdict(setting), "gpu": asdict(gpu), "conditions": conditions(setting, gpu)}
     try:
-        out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(told | {"steps": figures}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from None

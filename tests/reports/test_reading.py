@@ -7,7 +7,7 @@ import pytest
 import samples
 from samples import record
 
-from reports.results import ResultsError, read, read_all
+from reports.results import ResultsError, read
 
 GOOD = [record("a", "forward", "PASS"), record("a", "gradients", "FAIL")]
 
@@ -55,6 +55,8 @@ def test_what_rests_on_what_within_one_place(tmp_path: Path) -> None:
         (lambda t: t.replace('"FAIL"', '"FINE"'), "ValueError: neither a record nor a verdict: record FINE"),
         (lambda t: t.replace('"dtype": "float32", ', "", 1), "has a malformed line: TypeError: "),
         (lambda t: t.replace('"invariant": "forward"', '"invariant": "odd"'), "ValueError: no such invariant: odd"),
+        (lambda t: t.replace('"verdict"', '"fraction": "much", "verdict"', 1), "TypeError: fraction is 'much'"),
+        (lambda t: t.replace('"device": {"kind"', '"device": 3, "kind": {"kind"'), "has a malformed line: TypeError"),
         (lambda t: t.replace('"profile": "quick", ', ""), "has a malformed line: KeyError: 'profile'"),
     ],
 )  # fmt: skip
@@ -74,14 +76,3 @@ def test_absent_and_binary(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ResultsError, match="cannot be read: it is not UTF-8"):
         read(tmp_path / "binary")
-
-
-def test_several_runs_must_have_judged_the_same(tmp_path: Path) -> None:
-    a = samples.write(tmp_path / "a.jsonl", GOOD)
-    b = samples.write(tmp_path / "b.jsonl", [record("b", "forward", "PASS")])
-    assert [list(r.backends) for r in read_all([a, b])] == [["a"], ["b"]]
-    with pytest.raises(ResultsError, match="has backend 'a', as "):
-        read_all([a, a])
-    other = samples.write(tmp_path / "c.jsonl", [record("c", "forward", "PASS")], header={"digest": "e"})
-    with pytest.raises(ResultsError, match="judged other invariants than "):
-        read_all([a, other])

@@ -1,0 +1,1 @@
+"""Reading recorded results, a file for each kind of input. What cannot be read is told in one line."""
