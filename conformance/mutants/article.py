@@ -1,18 +1,23 @@
-"""A well-read article's adapter: five defects, each alone."""
+"""A well-read article's adapter, its two ways of attaching it and its way of saving it: one defect each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from conformance.contract import Weights
 from conformance.mutants.mutant import mutant
-from conformance.mutants.parts import ReferenceLayer
+from conformance.mutants.parts import BrokenStore, ReferenceHandle, ReferenceLayer
 from conformance.torch_layer import Root
 from lora_ref.delta import Delta, LinearDelta, weight_of
 from lora_ref.hooks import HookedModel, add_deltas
 from lora_ref.layers import Adapters
+from lora_ref.model import LoraModel
 from lora_ref.spec import LoraSpec
 
 
@@ -69,3 +74,45 @@ class HookOnWrongModule(HookedModel):
             module.lora.handle.remove()  # type: ignore[union-attr, operator]
             module.register_forward_hook(look_on_itself, with_kwargs=True)
         return adapters
+
+
+@mutant("article-adapters-never-called", killed_by=["target-exact", "forward-oracle", "grad-oracle"])
+class NeverCalled(HookedModel):
+    """The adapters hang on the model's modules and are trainable, but its own forward never asks for them."""
+
+    def carry(self, paths: list[str]) -> dict[str, Adapters]:
+        adapters = super().carry(paths)
+        for module in self.hooked().values():
+            module.lora.handle.remove()  # type: ignore[union-attr, operator]
+        return adapters
+
+
+@mutant("article-nothing-frozen", killed_by=["base-frozen", "trainable-set-exact"])
+class NothingFrozen(HookedModel):
+    """Nobody freezes the model before the adapters are attached: all of it is handed to the optimiser."""
+
+    def add(self, name: str, spec: LoraSpec, deltas: Mapping[str, Delta], *, trainable: bool) -> None:
+        super().add(name, spec, deltas, trainable=trainable)
+        self.module.requires_grad_(requires_grad=True)
+
+
+@mutant("article-attention-only", killed_by=["target-exact"])
+class AttentionOnly(HookedModel):
+    """Query, key and value are adapted whatever is asked for: the feed-forward layers are left out in silence."""
+
+    def plan(self, name: str, spec: LoraSpec, dtype: torch.dtype | None = None) -> dict[str, Delta]:
+        names = ("query", "key", "value", "q_proj", "k_proj", "v_proj")
+        return {path: delta for path, delta in super().plan(name, spec, dtype).items() if path.endswith(names)}
+
+
+@mutant("article-whole-model-saved", killed_by=["roundtrip", "interop"])
+class WholeModelSaved(BrokenStore):
+    """The model's own state is saved, adapters inside; what loads it knows the model's names alone and drops them."""
+
+    def dump(self, handle: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        state = {name: tensor.clone() for name, tensor in handle.module.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+
+    def load(self, module: nn.Module, folder: Path) -> ReferenceHandle:  # noqa: ARG002 - the base is there already
+        return ReferenceHandle(LoraModel(module))
