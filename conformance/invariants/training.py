@@ -47,26 +47,37 @@ def _(subject: Subject, case: Case) -> None:
     however long a training is, it leaves the reference's path by no more than the rounding of each of its steps.
     """
     handle, x, dy = subject.attach(case), case.arrays.x, case.arrays.dy
-    whole = case.tier == "exact"  # integers so far; with lr = 1/s and no decay a step keeps them so
-    lr, decay = (1.0 / case.spec.scaling, 0.0) if whole else (_LR, _DECAY)
-    a, b = case.arrays.a, case.arrays.b
+    integers = case.tier == "exact"  # with lr = 1/s and no decay a step keeps them so, until they are too large
+    lr, decay = (1.0 / case.spec.scaling, 0.0) if integers else (_LR, _DECAY)
+    values = {"a": case.arrays.a, "b": case.arrays.b}
     for step in range(1, _SGD_STEPS + 1):
-        oracle = case.oracle_of(a, b, subject.manifest)
-        gradients, whole = oracle.gradients(x, dy), whole and _representable(case, a, b)
+        oracle = case.oracle_of(values["a"], values["b"], subject.manifest)
+        gradients = oracle.gradients(x, dy)
+        expected = {
+            name: _stepped(oracle, values[name], gradient, lr, decay)
+            for name, gradient in (("a", gradients.a), ("b", gradients.b))
+        }
+        if integers and not all(_held(case, each.value) for each in expected.values()):
+            return
         handle.step(x, dy, lr=lr, weight_decay=decay)
         after = handle.tensors()
-        for name, before, gradient in (("A", a, gradients.a), ("B", b, gradients.b)):
-            expected = _stepped(oracle, before, gradient, lr, decay)
-            whole = whole and bool((np.abs(expected.value) <= 2.0 ** PRECISION_BITS[case.adapter]).all())
-            subject.judge(f"{name} after step {step}", after[f"{name.lower()}:default"].value, expected, exact=whole)
-        a, b = after["a:default"].value, after["b:default"].value
-        if not (np.isfinite(a.astype(np.float64)).all() and np.isfinite(b.astype(np.float64)).all()):
-            return  # the dtype had to overflow: its bound would have told otherwise
-        y = case.oracle_of(a, b, subject.manifest).forward(x)
-        subject.judge(f"y after step {step}", handle.forward(x), y, exact=whole and _representable(case, a, b))
+        for name, each in expected.items():
+            values[name] = after[f"{name}:default"].value
+            subject.judge(f"{name.upper()} after step {step}", values[name], each, exact=integers)
+        if not all(np.isfinite(value.astype(np.float64)).all() for value in values.values()):
+            return  # the dtype had to overflow: a bound would have told otherwise
+        if integers and not _exact_sums(case, **values):
+            return
+        y = case.oracle_of(values["a"], values["b"], subject.manifest).forward(x)
+        subject.judge(f"y after step {step}", handle.forward(x), y, exact=integers)
 
 
-def _representable(case: Case, a: Array, b: Array) -> bool:
+def _held(case: Case, integers: Array) -> bool:
+    """Whether the dtype of A and B holds them."""
+    return bool((np.abs(integers) <= 2.0 ** PRECISION_BITS[case.adapter]).all())
+
+
+def _exact_sums(case: Case, a: Array, b: Array) -> bool:
     """Whether every partial sum with these integers is exact."""
     at = case.arrays
     return Arrays(at.w, at.bias, a, b, at.x, at.dy).largest_sum(case) <= 2.0 ** PRECISION_BITS[case.narrowest]
