@@ -152,6 +152,9 @@ def train(asked: Asked, adapted: TaskAdapters, data: Encoded, head: nn.Linear, r
     task, body, home = data.task, adapted.module, asked.out / data.task.name
     adapted.activate(task.name)
     known = {"majority": task.majority, "probe": probe(body, data, asked.seed), "before": accuracy(body, head, data)}
+    CONSOLE.print(
+        f"{task.name}: held-out accuracy of the probe {known['probe']:.3f}, of the majority {task.majority:.3f}"
+    )
     optimiser = torch.optim.Adam([*adapted.trainable(), *head.parameters()], lr=asked.lr)
     checkpoints = Checkpoints(home / "checkpoints", run, adapted, task.name)
     if history := checkpoints.restore(head, optimiser):

@@ -73,17 +73,18 @@ def finetune(asked: Asked) -> int:
         CONSOLE.print(f"{asked.out} holds this run, and it is finished: see {folder.metrics}")
         return 0
     trainers = {each.name: trainer_for(asked, adapted, each, run) for each in data}
-    by = {"none": held_out_losses(trainers)}  # with B still zero
+    by = {"none": held_out_losses(trainers, "no adapter")}  # with B still zero
     before = {each.name: sample(adapted, each) for each in data}
     for each in data:
         train(adapted, trainers[each.name], asked.out / each.name / ADAPTER)
-        by[each.name] = held_out_losses(trainers)
+        by[each.name] = held_out_losses(trainers, f"adapter {each.name}")
     after = {}
     for each in data:
         adapted.activate(each.name)  # what was trained first answers as it did then
         after[each.name] = sample(adapted, each)
     metrics = {
         "settings": settings,
+        "precision": precision(),
         "tasks": {
             each.name: {
                 "blocks": {"train": len(each.train), "held out": len(each.held_out)},
@@ -127,8 +128,14 @@ class Blocks:
         return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
 
+def precision() -> str:
+    """What products are computed in: mixed precision where the device has it."""
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
 def trainer_for(asked: Asked, adapted: TaskAdapters, data: Blocks, run: str) -> AdapterTrainer:
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(
         output_dir=str(asked.out / data.name / "checkpoints"),
         num_train_epochs=asked.epochs,
@@ -136,8 +143,8 @@ def trainer_for(asked: Asked, adapted: TaskAdapters, data: Blocks, run: str) -> 
         per_device_eval_batch_size=asked.batch,
         gradient_accumulation_steps=asked.accumulate,
         learning_rate=asked.lr,
-        bf16=bfloat16,
-        fp16=torch.cuda.is_available() and not bfloat16,
+        bf16=precision() == "bfloat16",
+        fp16=precision() == "float16",
         logging_steps=asked.every,
         save_steps=asked.every,
         save_total_limit=2,
@@ -155,9 +162,13 @@ def train(adapted: TaskAdapters, trainer: AdapterTrainer, adapter: Path) -> None
         adapted.save(trainer.task, adapter)
 
 
-def held_out_losses(trainers: dict[str, AdapterTrainer]) -> dict[str, float]:
+def held_out_losses(trainers: dict[str, AdapterTrainer], applied: str) -> dict[str, float]:
     """Nats per token of each corpus, with the adapter that is active."""
-    return {name: float(trainer.evaluate()["eval_loss"]) for name, trainer in trainers.items()}
+    losses = {}
+    for name, trainer in trainers.items():
+        losses[name] = float(trainer.evaluate()["eval_loss"])
+        CONSOLE.print(f"{name}: held-out loss {losses[name]:.3f} with {applied}")
+    return losses
 
 
 def sample(adapted: TaskAdapters, data: Blocks) -> str:

@@ -26,10 +26,13 @@ def load(name: str, texts: Iterable[str], *, causal: bool) -> tuple[Any, Any]:
     if name in models.DEFAULT_MODELS:
         tiny = models.load(name, "float32")
         return tiny.fresh(), _words(texts, tiny.vocabulary)
-    source, keywords = models.located(name)
+    source, located = models.located(name)
+    keywords: dict[str, Any] = {**located}
     make = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **keywords)
+        if "gguf_file" in keywords:
+            keywords["quantization_config"] = transformers.GgufConfig(dequantize=True)  # A and B go on plain weights
         module = make.from_pretrained(source, dtype=torch.float32, **keywords)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"transformers cannot load model {name!r}: {str(error).splitlines()[0]}") from None

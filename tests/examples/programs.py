@@ -24,9 +24,9 @@ def call(program: str, out: Path, *options: object) -> Result:
 
 
 def start(program: str, out: Path, *options: object) -> subprocess.Popen[str]:
-    """In a process of its own, with one thread, so that what it computes can be compared bit for bit."""
+    """In a process of its own, on one thread of the CPU, so that what it computes can be compared bit for bit."""
     command = [sys.executable, str(EXAMPLES / f"{program}.py"), "--out", str(out), *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

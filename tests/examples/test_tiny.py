@@ -94,6 +94,7 @@ def test_peft_loads_what_bert_saved(tiny) -> None:  # noqa: ANN001
     texts = [sentence for task in tasks for sentence, _ in task.train]
     for task in tasks:
         body, tokenizer = pretrained("tiny-bert", texts, causal=False)
+        body.to("cuda" if torch.cuda.is_available() else "cpu")
         head, data = new_head(body, task, 0), Encoded(task, tokenizer, 32, body)
         head.load_state_dict(load_file(out / task.name / "head.safetensors"))
         theirs = peft.PeftModel.from_pretrained(body, out / task.name / "adapter")
@@ -120,3 +121,11 @@ def test_finished_run_is_left_alone(program: str, tiny) -> None:  # noqa: ANN001
     assert result.exit_code == 0
     assert "finished" in result.output
     assert digests(out) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_mixed_precision_where_the_device_has_it(tiny) -> None:  # noqa: ANN001
+    out = tiny("finetune_llama")
+    assert metrics(out)["precision"] in {"bfloat16", "float16"}
+    must_have_learnt("finetune_llama", out)
