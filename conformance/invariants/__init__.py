@@ -27,4 +27,5 @@ from conformance.invariants import targets as targets
 from conformance.invariants import persistence as persistence
 from conformance.invariants import ways as ways
 from conformance.invariants import autocast as autocast
+from conformance.invariants import training as training
 from conformance.invariants import distributed as distributed

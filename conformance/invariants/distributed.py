@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from conformance.contract import Array, Facet, Feature, Model
-from conformance.data_parallel import NAMES, STEPS, Training, single_process, train
+from conformance.data_parallel import Training, train
 from conformance.invariant import invariant
+from conformance.stack import NAMES, PARTS, STEPS
 from conformance.subject import Subject
 from conformance.two_processes import RANKS, RankError, on_two_ranks
 from conformance.violation import must
@@ -25,12 +26,13 @@ from lora_ref.rounding import Bounded
 world_size_parity = invariant("world-size-parity", family="distributed", after=("grad-oracle",))
 
 CASES = tuple(
-    Training(wrap, r, scaling, targets, seed=seed)
+    Training(r, scaling, targets, seed=seed, wrap=wrap)
     for seed, ((r, scaling, targets), wrap) in enumerate(
         product(((2, 2, NAMES), (3, 4, NAMES), (1, 4, NAMES), (2, 4, NAMES[:1])), ("ddp", "fsdp2"))
     )
 )
 _SILENCE = 40.0  # seconds for any one case, or for starting; on an idle machine all of it takes some five
+assert RANKS == PARTS
 
 Seen = Mapping[str, Array | None]
 
@@ -63,7 +65,7 @@ def _(subject: Subject, case: Training) -> None:
     the whole W + s·B·A on each rank, or is refused. With DDP only rank 0 is given A and B, and hands them on.
     """
     ranks = _outcome(subject, case)
-    expected = single_process(case, case.arrays)
+    expected = case.expected
     for rank, seen in enumerate(ranks):
         missing = [path for path in case.sites if f"start a:{path}" not in seen]
         must(not missing, f"adapted modules on rank {rank}", ", ".join(case.sites), f"none at {', '.join(missing)}")

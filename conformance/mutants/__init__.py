@@ -30,5 +30,6 @@ from conformance.mutants import residual as residual
 from conformance.mutants import scaling as scaling
 from conformance.mutants import targets as targets
 from conformance.mutants import tied as tied
+from conformance.mutants import training as training
 from conformance.mutants import ways as ways
 from conformance.mutants.mutant import MUTANTS as MUTANTS
