@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,11 +46,12 @@ MEASURED |= {"load", "clock_mhz", "peak_tflops", "peak_gbs"}
 DRIVER = """
 import sys
 from pathlib import Path
-from bench.engines.ray import connected
+from bench.engines import ray as engine
 from bench.unfinished import take_up
-from test_ray import CONSOLE, EFFORT, FLOOR, TWO, shared
-with connected(sys.argv[1], "cpu", 1, CONSOLE) as cluster, take_up(Path(sys.argv[2]), {}) as run:
-    cluster.measure_all(TWO, FLOOR, shared(), run, CONSOLE, EFFORT)
+from test_ray import CONSOLE, EFFORT, FLOOR, THREE, once, shared
+engine._measure = once
+with engine.connected(sys.argv[1], "cpu", 1, CONSOLE) as cluster, take_up(Path(sys.argv[2]), {}) as run:
+    cluster.measure_all(THREE, FLOOR, shared(), run, CONSOLE, EFFORT)
 """
 
 
@@ -57,7 +59,7 @@ def of(*modules: str) -> list[Group]:
     return groups([replace(CASE, module=module) for module in modules])
 
 
-TWO = of("q", "k")
+THREE = of("q", "k", "v")
 
 
 def planted(*names: str) -> dict[str, Verdict]:
@@ -67,6 +69,13 @@ def planted(*names: str) -> dict[str, Verdict]:
 def shared() -> Row:
     about = {"run_id": "run0", "timestamp": datetime(2026, 1, 1, tzinfo=UTC), "profile": "tiny"}
     return {"schema_version": SCHEMA_VERSION, **about, "device": "cpu", "threads": 1}
+
+
+def once(group: Group, judged: dict[str, Verdict], about: Row, effort: Effort) -> engine.Outcome:
+    """A task that gives rows which no other task gives, after a moment in which the command can be killed."""
+    time.sleep(1)
+    about = {**group.cases[0].as_row(), **about, "backend": FROZEN}
+    return [{**about, "metric": name, "status": "ok", "value": time.time()} for name in ("flops", "n_ops")], b""
 
 
 def on_ray(cluster: engine.Cluster, parts: list[Group], judged: dict[str, Verdict], out: Path) -> tuple[pa.Table, str]:
@@ -171,23 +180,24 @@ def test_task_that_dies_costs_its_own_group(
     when(lambda: gone(hanging))
 
 
-def test_run_cut_off_is_taken_up_without_losing_or_doubling(cluster: engine.Cluster, tmp_path: Path) -> None:
-    """The command is killed after its first group; the second is under way on Ray then."""
+def test_run_cut_off_is_taken_up_without_losing_or_doubling(
+    cluster: engine.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is killed when it has kept its first group; the second is under way on Ray then."""
     address = ray.get_runtime_context().gcs_address
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     kept = when(lambda: list(tmp_path.glob(".unfinished/*/*.parquet")) or driver.poll() is not None)
     driver.kill()
-    assert kept is not True, driver.communicate()[1]
-    driver.communicate()
+    said = driver.communicate()[1]
+    assert kept is not True, said
     first = keyed(store.read(kept[0]))
+    monkeypatch.setattr(engine, "_measure", once)
     with take_up(tmp_path, {}) as run:
-        left = [group for group in TWO if not run.done(group)]
-        assert len(left) == 1
+        left = [group for group in THREE if not run.done(group)]
+        assert len(left) == 2
         cluster.measure_all(left, FLOOR, shared(), run, CONSOLE, EFFORT)
-        found = keyed(store.read(run.finish(TWO, tmp_path)))
+        found = keyed(store.read(run.finish(THREE, tmp_path)))
     assert {key: found[key] for key in first} == first
-    cases = [group.cases[0].case_id for group in TWO]
-    assert list(dict.fromkeys(case for case, *_ in found)) == cases
-    metrics = {case: [metric for at, _, metric, *_ in found if at == case] for case in cases}
-    assert metrics[cases[0]] == metrics[cases[1]]
-    assert {row["status"] for row in found.values()} == {"ok"}
+    cases = [group.cases[0].case_id for group in THREE]
+    assert [key[:3] for key in found] == [(case, FROZEN, name) for case in cases for name in ("flops", "n_ops")]
+    assert list(tmp_path.glob(".unfinished/*")) == []
