@@ -12,13 +12,12 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
 
 from lora_ref.fused.dropout import keep
 from lora_ref.fused.orders import Need
 from lora_ref.fused.precision import cast
-from lora_ref.fused.products import Scaling, expand, flat, one_scaling, scaled, shrink
+from lora_ref.fused.products import Scaling, flat, join, one_scaling, scaled, shrink
 
 
 class Projection(NamedTuple):
@@ -64,12 +63,14 @@ class Stack:
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """x (..., in) -> each y (..., out), and h (Σr, M)."""
+        rows = flat(x)
         s = one_scaling([(q.shape[0], own) for q, own in zip(self.q, self.s, strict=True)])
         h = shrink(self.p, self._seen(x, mask), s)
         outputs = []
         for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):
-            y = F.linear(x, cast(w, self.low), None if bias is None else cast(bias, self.low))
-            expand(flat(y), own, q)
+            y = x.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
+            low_bias = None if bias is None else cast(bias, self.low)
+            join(flat(y), [(rows, cast(w, self.low).t())], own, q, bias=low_bias)
             outputs.append(y)
         return outputs, h
 
@@ -92,11 +93,9 @@ class Stack:
             gradients.append(None if dq is None or b is None else cast(dq[nth], b.dtype).t())
         if not need.x:
             return None, gradients
-        first, *others = (cast(each.w, self.low) for each in self.projections)
-        dx = d_rows[0] @ first  # (M, in)
-        for w, dy in zip(others, d_rows[1:], strict=True):
-            torch.addmm(dx, dy, w, out=dx)
-        return expand(dx, u, self.p, mask), gradients
+        dx = d_rows[0].new_empty(u.shape[1], self.p.shape[1])  # (M, in)
+        terms = [(dy, cast(each.w, self.low)) for dy, each in zip(d_rows, self.projections, strict=True)]
+        return join(dx, terms, u, self.p, mask=mask), gradients
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What A sees: (M, in)."""
