@@ -17,8 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_ref.fused.precision import cast
-
 Scaling = float | tuple[tuple[int, float], ...]  # s, or (rank, s) of several adapters whose factors are stacked
 
 
@@ -78,7 +76,7 @@ def join(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """out (M, width) = Σ rows·weight over the terms, + bias, + columnsᵀ·factor where the mask is true.
+    """out (M, width) = Σ rows·weight over the terms, + bias, + columnsᵀ·factor where the mask is 1.
 
     columns (r, M), factor (r, width). Where they are wider than ``out``, nothing is rounded to the dtype of ``out``
     before they are added.
@@ -87,7 +85,7 @@ def join(
     if delta_first:
         _start(out, columns.t(), factor, bias)
         if mask is not None:
-            out.mul_(mask.to(out.dtype))
+            out.mul_(mask)
     for nth, (rows, weight) in enumerate(terms):
         if nth or delta_first:
             torch.addmm(out, rows, weight, out=out)  # addmm_, by the name that torch's counter of operations knows
@@ -104,12 +102,12 @@ def _start(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> No
 
 
 def expand(out: Tensor, columns: Tensor, factor: Tensor, mask: Tensor | None = None) -> Tensor:
-    """out (M, width) + columnsᵀ·factor where the mask is true, in the memory of ``out``, as above."""
+    """out (M, width) + columnsᵀ·factor where the mask is 1, in the memory of ``out``, as above."""
     if not factor.shape[0]:
         return out
-    total = cast(out, columns.dtype)
-    if mask is None:
-        torch.addmm(total, columns.t(), factor, out=total)
-    else:
-        total.addcmul_(columns.t() @ factor, mask.to(total.dtype))
-    return out if total is out else out.copy_(total)
+    if mask is None and out.dtype == columns.dtype:
+        return torch.addmm(out, columns.t(), factor, out=out)
+    delta = columns.t() @ factor  # (M, width)
+    if mask is not None:
+        delta.mul_(mask)
+    return out.copy_(delta.add_(out))

@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
                 rows = flat(x_low)  # (M, in)
                 if dropout:
                     mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
-                h = shrink(cast(a, wide), keep(cast(rows, wide), mask), s)  # (r, M)
+                h = shrink(cast(a, wide), cast(keep(rows, mask), wide), s)  # (r, M)
                 y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
                 terms, low_bias = [(rows, cast(w, low).t())], None if bias is None else cast(bias, low)
                 join(flat(y), terms, h, cast(b, wide).t(), bias=low_bias)
@@ -105,25 +105,24 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, h, mask = ctx.saved_tensors
         need, order, s, wide, (shape, dtype) = ctx.need, ctx.order, ctx.s, ctx.wide, ctx.x
-        rows: Any = None  # (M, in)
         u: Any = None  # (r, M)
         dx = da = db = None
         with as_written(dy):
             dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
-            dy_wide, p, q = cast(dy, wide), cast(a, wide), cast(b, wide).t()
-            if x is not None:
-                rows = keep(cast(flat(x), wide), mask)
+            p, q, dy_wide = cast(a, wide), cast(b, wide).t(), cast(dy, wide)
             if (need.a and not order.gradient) or (need.x and not order.backward):
                 u = shrink(q, dy_wide, s)
             if order.gradient:
-                d_weight = dy.t() @ rows  # (out, in)
+                d_weight = dy.t() @ flat(x)  # (out, in)
                 da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
                 db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
             else:
-                da = cast(u @ rows, a.dtype) if need.a else None
                 if need.b:
-                    h = shrink(p, rows, s) if h is None else h  # (r, M)
+                    h = shrink(p, flat(x), s) if h is None else h
                     db = cast(h @ dy_wide, b.dtype).t()
+                del dy_wide  # where it is a copy, it goes before the next one is made
+                if need.a:
+                    da = cast(u @ cast(keep(flat(x), mask), wide), a.dtype)
             if need.x and order.backward:
                 dx = dy @ formed(w, a, b, s)  # (M, in)
             elif need.x:
