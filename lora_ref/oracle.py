@@ -30,8 +30,9 @@ class Numerics:
 
     accumulate: dtype in which sums of products are accumulated.
     order: "factored" computes (x Aᵀ) Bᵀ; "weight" first stores B·A, then multiplies x with it. "cheapest" is factored
-        too, but where W, A and B are in float32 or wider it may as well multiply x and dy with W + s·B·A, formed first
-        and rounded to that dtype, and take dA and dB from dyᵀ x.
+        too, and may add the base's product to the delta and the bias; but where W, A and B are in float32 or wider it
+        may as well multiply x and dy with W + s·B·A, formed first and rounded to that dtype, and take dA and dB from
+        dyᵀ x.
     scale: s multiplies the finished "delta", or the "hidden" x Aᵀ before B.
     """
 
@@ -81,6 +82,7 @@ class Oracle:
         self.base = Arithmetic(base_dtype, self.numerics.accumulate)
         self.adapter = Arithmetic(adapter_dtype, self.numerics.accumulate)
         self.wide = Arithmetic("float32", self.numerics.accumulate)
+        self.sums = Arithmetic(self.numerics.accumulate, self.numerics.accumulate)  # of a product that is not stored
         self.narrow = min(self.base, self.adapter, key=lambda a: PRECISION_BITS[a.storage])
         self.w = exact(geometry.weight_matrix(_float64(w)))  # (N, K)
         self.bias = None if bias is None else exact(_float64(bias))  # (N,)
@@ -111,6 +113,9 @@ class Oracle:
         # a fused product adds the delta to the base's output term by term
         base = self.base.carried(self._base_rows(x), self.a.value.shape[0])
         y = self.base.round(base + self._delta_rows(x, mask))
+        if self._free:
+            product = self.sums.dot(exact(self.geometry.rows(x)), self.w.T)
+            y = y.either(self._added_to(self._delta_rows(x, mask), product, self.w.value.shape[1], self.bias))
         if mask is None and self._forms_weight:
             y = y.either(self._base_rows(x, self._formed_weight()))
         return self._as_output(y, x.shape)
@@ -128,7 +133,11 @@ class Oracle:
             return Gradients(None, da, db)
         dx_base = self._base_gradient(x, d_y)
         dx_base = self.base.carried(dx_base, self.a.value.shape[0])
-        dx = self.base.round(dx_base + self.base.round(dx_delta))
+        dx_delta = self.base.round(dx_delta)
+        dx = self.base.round(dx_base + dx_delta)
+        if self._free:
+            product = self.sums.dot(d_y, self.w, fold=partial(self.geometry.rows_array, x_shape=x.shape))
+            dx = dx.either(self._added_to(dx_delta, product, self.w.value.shape[0]))
         if mask is None and self._forms_weight:
             dx = dx.either(self._base_gradient(x, d_y, self._formed_weight()))
             d_weight = self._weight_gradient(self._adapter_rows(x, None), d_y)
@@ -136,10 +145,19 @@ class Oracle:
         return Gradients(dx, da, db)
 
     @property
+    def _free(self) -> bool:
+        """Whether the products of this layer may be formed in any order."""
+        return self.numerics.order == "cheapest" and isinstance(self.geometry, Linear | Fused)
+
+    @property
     def _forms_weight(self) -> bool:
-        """Whether the order is free here, and W wide enough for it."""
-        free = self.numerics.order == "cheapest" and isinstance(self.geometry, Linear | Fused)
-        return free and {self.base.storage, self.adapter.storage} <= {"float32", "float64"}
+        return self._free and {self.base.storage, self.adapter.storage} <= {"float32", "float64"}
+
+    def _added_to(self, delta: Bounded, product: Bounded, terms: int, bias: Bounded | None = None) -> Bounded:
+        """The sum that starts with the delta, or with bias and delta, to which the base's terms are added."""
+        if bias is not None:
+            delta = self.base.round(delta + self.base.carried(bias, self.a.value.shape[0]))
+        return self.base.round(self.base.carried(delta, terms) + product)
 
     def _formed_weight(self) -> Bounded:
         """W + s·B·A (N, K) as one product that starts with W."""

@@ -29,10 +29,10 @@ _FORWARD: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
-_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of the gradient, and of what act was given
-    "silu": aten.silu_backward,
-    "gelu": aten.gelu_backward,
-    "gelu_tanh": partial(aten.gelu_backward, approximate="tanh"),
+_BACKWARD: dict[str, Callable[..., Tensor]] = {  # of the gradient, and of what act was given
+    "silu": aten.silu_backward.grad_input,
+    "gelu": aten.gelu_backward.grad_input,
+    "gelu_tanh": partial(aten.gelu_backward.grad_input, approximate="tanh"),
 }
 
 
@@ -102,12 +102,13 @@ class _FeedForward(torch.autograd.Function):
             z = _product(acted.clone() if len(inner) > 1 else acted, inner)
             stack = Stack.of([down], ctx.low, ctx.dropout)
             dz, of_down = stack.backward([dy], z, h_down, mask_down, need_down)
+            del z
             assert dz is not None
-            dz = dz.view(acted.shape)
-            d_inner = [dz]
+            d_inner = [dz := dz.view(acted.shape)]
             if len(inner) > 1:
-                d_inner = [dz * inner[1], acted.mul_(dz)]
-            d_inner[0] = _BACKWARD[ctx.activation](d_inner[0], inner[0])
+                d_inner.append(acted.mul_(dz))
+                dz.mul_(inner[1])
+            _BACKWARD[ctx.activation](dz, inner[0], grad_input=dz)
             stack = Stack.of(first, ctx.low, ctx.dropout)
             dx, of_first = stack.backward(d_inner, x, h, mask, need)
             shape, dtype = ctx.x

@@ -43,7 +43,7 @@ class FusedLayer(LoraLayer):
         """Several adapters at once are one product, unless each has a dropout mask or a magnitude of its own."""
         alone = len(deltas) == 1
         return (
-            not is_quantised(self.base)
+            (type(self.base) is nn.Linear or not is_quantised(self.base))
             and is_frozen_product(self.base)
             and all(isinstance(delta, LinearDelta | FusedDelta) and is_bare(delta) for delta in deltas)
             and (alone or not any(isinstance(d, DoraDelta) or (d.training and d.spec.dropout) for d in deltas))

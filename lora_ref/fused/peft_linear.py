@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_ref.fused.products import stacked
 from lora_ref.fused.routed import batch
-from lora_ref.fused.served import Served, is_bare, is_frozen_product
+from lora_ref.fused.served import Served, is_bare, is_frozen_product, is_plain
 from lora_ref.fused.stack import Projection
 
 
@@ -74,10 +74,10 @@ def _obstacles(layer: Linear, names: Sequence[str], together: bool) -> Iterator[
     base = layer.base_layer
     if type(base) not in {nn.Linear, Conv1D}:
         yield f"its base is a {type(base).__name__}"
+    if not is_plain(base.weight):
+        yield f"its weight is a {type(base.weight).__name__} of {base.weight.dtype}"
     if not is_frozen_product(base):
         yield "its base has hooks, a forward of its own, or parameters that train"
-    if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
-        yield f"its weight is a {type(base.weight).__name__} of {base.weight.dtype}"
     if layer.merged:
         yield "it is merged"
     if layer.disable_adapters:

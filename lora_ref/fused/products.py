@@ -2,12 +2,12 @@
 
 With p = A (r, in) and q = Bᵀ (r, out), x (M, in) and dy (M, out), they are of three kinds:
 
-    h = s p xᵀ (r, M)      y  += hᵀ q      dp = u x
-    u = s q dyᵀ (r, M)     dx += uᵀ p      dq = h dy
+    h = s p xᵀ (r, M)      y  = hᵀ q + x Wᵀ      dp = u x
+    u = s q dyᵀ (r, M)     dx = uᵀ p + dy W      dq = h dy
 
 The rank stands first in whatever is written: a gemm that writes few long rows is up to eight times faster on a CPU
-than one that writes long columns. s goes into h and u within the gemm, so that it rounds nothing of its own, and y and
-dx are added to where they are.
+than one that writes long columns. s goes into h and u within the gemm, so that it rounds nothing of its own. The delta
+is written first, and the large product added to it, which saves a pass over y and over dx.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scaling = float | tuple[tuple[int, float], ...]  # s, or (rank, s) of several ad
 
 def flat(tensor: Tensor) -> Tensor:
     """(..., width) -> (M, width)."""
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
 def one_scaling(each: Sequence[tuple[int, Scaling]]) -> Scaling:
@@ -45,25 +45,69 @@ def stacked(adapters: Sequence[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, T
 
 def shrink(factor: Tensor, rows: Tensor, s: Scaling, out: Tensor | None = None) -> Tensor:
     """factor (r, width), rows (M, width) -> s·factor·rowsᵀ (r, M), in ``out`` if that is given."""
-    out, columns = rows.new_empty(factor.shape[0], rows.shape[0]) if out is None else out, rows.t()
-    if isinstance(s, tuple):
-        ranks = [rank for rank, _ in s]
-        for part, own, (_, scale) in zip(torch.split(out, ranks), torch.split(factor, ranks), s, strict=True):
-            torch.addmm(part, own, columns, beta=0, alpha=scale, out=part)
-        return out
+    columns = rows.t()
+    if out is None:
+        out = rows.new_empty(factor.shape[0], rows.shape[0])
+    if not isinstance(s, tuple):
+        return _scaled_product(out, factor, columns, s)
+    ranks = [rank for rank, _ in s]
+    for part, own, (_, scale) in zip(torch.split(out, ranks), torch.split(factor, ranks), s, strict=True):
+        _scaled_product(part, own, columns, scale)
+    return out
+
+
+def _scaled_product(out: Tensor, factor: Tensor, columns: Tensor, s: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.mm(factor, columns, out=out).mul_(s)  # a number that may change without compiling again
     return torch.addmm(out, factor, columns, beta=0, alpha=s, out=out)  # with beta = 0 ``out`` is not read
 
 
-def expand(out: Tensor, columns: Tensor, factor: Tensor, mask: Tensor | None = None) -> Tensor:
-    """out (M, width) + columnsᵀ·factor, where the mask is true, in the memory of ``out``.
+def formed(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
+    """W + s·B·A (out, in)."""
+    return torch.addmm(w, b * s, a) if torch.compiler.is_compiling() else torch.addmm(w, b, a, alpha=s)
 
-    columns (r, M), factor (r, width). Where the product is wider than ``out``, nothing is rounded to the dtype of
-    ``out`` before it is added.
+
+def join(
+    out: Tensor,
+    terms: Sequence[tuple[Tensor, Tensor]],
+    columns: Tensor,
+    factor: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """out (M, width) = Σ rows·weight over the terms, + bias, + columnsᵀ·factor where the mask is 1.
+
+    columns (r, M), factor (r, width). Where they are wider than ``out``, nothing is rounded to the dtype of ``out``
+    before they are added.
     """
-    narrow = out.dtype != columns.dtype
-    total = out.to(columns.dtype) if narrow else out
-    if mask is None:
-        torch.addmm(total, columns.t(), factor, out=total)  # addmm_, as torch's counter of operations knows it
+    delta_first = out.dtype == columns.dtype and factor.shape[0] > 0
+    if delta_first:
+        _start(out, columns.t(), factor, bias)
+        if mask is not None:
+            out.mul_(mask)
+    for nth, (rows, weight) in enumerate(terms):
+        if nth or delta_first:
+            torch.addmm(out, rows, weight, out=out)  # addmm_, by the name that torch's counter of operations knows
+        else:
+            _start(out, rows, weight, bias)
+    return out if delta_first else expand(out, columns, factor, mask)
+
+
+def _start(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if bias is None:
+        torch.mm(rows, weight, out=out)
     else:
-        total.addcmul_(columns.t() @ factor, mask.to(total.dtype))
-    return out.copy_(total) if narrow else out
+        torch.addmm(bias, rows, weight, out=out)
+
+
+def expand(out: Tensor, columns: Tensor, factor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """out (M, width) + columnsᵀ·factor where the mask is 1, in the memory of ``out``, as above."""
+    if not factor.shape[0]:
+        return out
+    if mask is None and out.dtype == columns.dtype:
+        return torch.addmm(out, columns.t(), factor, out=out)
+    delta = columns.t() @ factor  # (M, width)
+    if mask is not None:
+        delta.mul_(mask)
+    return out.copy_(delta.add_(out))

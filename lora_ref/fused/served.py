@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lora_ref.fused.single import dora, linear
 from lora_ref.fused.stack import Projection
+
+_PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 class Served(NamedTuple):
@@ -39,7 +43,12 @@ def is_bare(module: nn.Module) -> bool:
 
 
 def is_frozen_product(base: nn.Module) -> bool:
-    """Whether a call of this linear layer is x Wᵀ + bias with parameters that do not train, and nothing else."""
+    """Whether a call of this linear layer is x Wᵀ + bias with plain tensors that do not train, and nothing else."""
     own = base._parameters  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
-    trained = any(parameter is not None and parameter.requires_grad for parameter in own.values())
-    return is_bare(base) and own.get("weight") is not None and not trained
+    weight, trained = own.get("weight"), any(p is not None and p.requires_grad for p in own.values())
+    return not trained and weight is not None and is_plain(weight) and is_bare(base)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether the tensor holds its numbers as they are: neither quantised nor spread over devices."""
+    return weight.dtype in _PLAIN and not is_traceable_wrapper_subclass(weight)

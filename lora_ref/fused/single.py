@@ -17,7 +17,7 @@ from lora_ref.errors import LoraError
 from lora_ref.fused.dropout import draw, keep
 from lora_ref.fused.orders import FACTORED, Need, Order, cheapest
 from lora_ref.fused.precision import as_written, cast, region
-from lora_ref.fused.products import Scaling, expand, flat, scaled, shrink
+from lora_ref.fused.products import Scaling, flat, formed, join, scaled, shrink
 
 
 def linear(
@@ -53,7 +53,7 @@ def dora(
     check_frozen(w, bias)
     wide = torch.promote_types(w.dtype, torch.float32)
     with torch.no_grad(), as_written(x):
-        v = torch.addmm(w.to(wide), b.to(wide), a.to(wide), alpha=s)  # (out, in)
+        v = formed(w.to(wide), a.to(wide), b.to(wide), s)  # (out, in)
         norm = torch.linalg.vector_norm(v, dim=1)
     z: Tensor = _Linear.apply(x, w, None, a, b, s, dropout, region(x), FACTORED)  # type: ignore[no-untyped-call]
     c = torch.where(norm > 0, m / torch.where(norm > 0, norm, 1), 1).to(z.dtype)
@@ -84,14 +84,15 @@ class _Linear(torch.autograd.Function):
         with as_written(x):
             x_low = cast(x, low)
             if order.forward:
-                y = F.linear(x, torch.addmm(w, b, a, alpha=s), bias)  # (..., out)
+                y = F.linear(x, formed(w, a, b, s), bias)  # (..., out)
             else:
-                y = F.linear(x_low, cast(w, low), None if bias is None else cast(bias, low))
                 rows = flat(x_low)  # (M, in)
                 if dropout:
                     mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
-                h = shrink(cast(a, wide), keep(cast(rows, wide), mask), s)  # (r, M)
-                expand(flat(y), h, cast(b, wide).t())
+                h = shrink(cast(a, wide), cast(keep(rows, mask), wide), s)  # (r, M)
+                y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
+                terms, low_bias = [(rows, cast(w, low).t())], None if bias is None else cast(bias, low)
+                join(flat(y), terms, h, cast(b, wide).t(), bias=low_bias)
         wants_x = need.a or (need.b and (h is None or order.gradient))
         kept = x if x.element_size() <= x_low.element_size() else x_low  # x itself costs nothing, unless it is wider
         h = h if need.b and not order.gradient else None
@@ -104,28 +105,27 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, h, mask = ctx.saved_tensors
         need, order, s, wide, (shape, dtype) = ctx.need, ctx.order, ctx.s, ctx.wide, ctx.x
-        rows: Any = None  # (M, in)
         u: Any = None  # (r, M)
         dx = da = db = None
         with as_written(dy):
             dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
-            dy_wide, p, q = cast(dy, wide), cast(a, wide), cast(b, wide).t()
-            if x is not None:
-                rows = keep(cast(flat(x), wide), mask)
+            p, q, dy_wide = cast(a, wide), cast(b, wide).t(), cast(dy, wide)
             if (need.a and not order.gradient) or (need.x and not order.backward):
                 u = shrink(q, dy_wide, s)
             if order.gradient:
-                d_weight = dy.t() @ rows  # (out, in)
+                d_weight = dy.t() @ flat(x)  # (out, in)
                 da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
                 db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
             else:
-                da = cast(u @ rows, a.dtype) if need.a else None
                 if need.b:
-                    h = shrink(p, rows, s) if h is None else h  # (r, M)
+                    h = shrink(p, flat(x), s) if h is None else h
                     db = cast(h @ dy_wide, b.dtype).t()
+                del dy_wide  # where it is a copy, it goes before the next one is made
+                if need.a:
+                    da = cast(u @ cast(keep(flat(x), mask), wide), a.dtype)
             if need.x and order.backward:
-                dx = dy @ torch.addmm(w, b, a, alpha=s)  # (M, in)
+                dx = dy @ formed(w, a, b, s)  # (M, in)
             elif need.x:
-                dx = expand(dy @ cast(w, ctx.low), u, p, mask)
+                dx = join(dy.new_empty(dy.shape[0], w.shape[1]), [(dy, cast(w, ctx.low))], u, p, mask=mask)
         dx = None if dx is None else cast(dx, dtype).view(shape)
         return dx, None, None, da, db, None, None, None, None

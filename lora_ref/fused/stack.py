@@ -12,13 +12,12 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
 
 from lora_ref.fused.dropout import keep
 from lora_ref.fused.orders import Need
 from lora_ref.fused.precision import cast
-from lora_ref.fused.products import Scaling, expand, flat, one_scaling, scaled, shrink
+from lora_ref.fused.products import Scaling, flat, join, one_scaling, scaled, shrink
 
 
 class Projection(NamedTuple):
@@ -64,12 +63,14 @@ class Stack:
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """x (..., in) -> each y (..., out), and h (Σr, M)."""
+        rows = flat(x)
         s = one_scaling([(q.shape[0], own) for q, own in zip(self.q, self.s, strict=True)])
         h = shrink(self.p, self._seen(x, mask), s)
         outputs = []
         for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):
-            y = F.linear(x, cast(w, self.low), None if bias is None else cast(bias, self.low))
-            expand(flat(y), own, q)
+            y = x.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
+            low_bias = None if bias is None else cast(bias, self.low)
+            join(flat(y), [(rows, cast(w, self.low).t())], own, q, bias=low_bias)
             outputs.append(y)
         return outputs, h
 
@@ -77,27 +78,26 @@ class Stack:
         self, d_out: Sequence[Tensor], x: Tensor | None, h: Tensor | None, mask: Tensor | None, need: Need
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """dx (M, in), and of each projection dA and dB, as far as they are needed; x for dA, h for dB."""
-        wide, d_rows = self.p.dtype, [flat(dy).contiguous() for dy in d_out]  # (M, out)
-        u = d_rows[0].new_empty(self.p.shape[0], d_rows[0].shape[0], dtype=wide)  # (Σr, M)
-        if need.x or need.a:
-            for q, s, dy, own in zip(self.q, self.s, d_rows, self.split(u), strict=True):
-                shrink(q, cast(dy, wide), s, own)
-        da = self.split(u @ self._seen(x, mask)) if need.a and x is not None else None  # (r, in)
-        dq = None
-        if need.b and h is not None:
-            dq = [own @ cast(dy, wide) for own, dy in zip(self.split(h), d_rows, strict=True)]  # (r, out)
-        gradients: list[Tensor | None] = []
-        for nth, (_, _, a, b, _) in enumerate(self.projections):
-            gradients.append(None if da is None or a is None else cast(da[nth], a.dtype))
-            gradients.append(None if dq is None or b is None else cast(dq[nth], b.dtype).t())
+        d_rows = [flat(dy).contiguous() for dy in d_out]  # (M, out)
+        u = d_rows[0].new_empty(self.p.shape[0], d_rows[0].shape[0], dtype=self.p.dtype)  # (Σr, M)
+        gradients: list[Tensor | None] = [None] * (2 * len(d_rows))
+        of_u, of_h = self.split(u), None if h is None else self.split(h)
+        for nth, (dy, each, q, s) in enumerate(zip(d_rows, self.projections, self.q, self.s, strict=True)):
+            dy_wide = cast(dy, u.dtype)
+            if need.x or need.a:
+                shrink(q, dy_wide, s, of_u[nth])
+            if of_h is not None and each.b is not None:
+                gradients[2 * nth + 1] = cast(of_h[nth] @ dy_wide, each.b.dtype).t()  # (out, r)
+        if need.a and x is not None:
+            da = self.split(u @ self._seen(x, mask))  # (r, in)
+            for nth, each in enumerate(self.projections):
+                gradients[2 * nth] = None if each.a is None else cast(da[nth], each.a.dtype)
         if not need.x:
             return None, gradients
-        first, *others = (cast(each.w, self.low) for each in self.projections)
-        dx = d_rows[0] @ first  # (M, in)
-        for w, dy in zip(others, d_rows[1:], strict=True):
-            torch.addmm(dx, dy, w, out=dx)
-        return expand(dx, u, self.p, mask), gradients
+        dx = d_rows[0].new_empty(u.shape[1], self.p.shape[1])  # (M, in)
+        terms = [(dy, cast(each.w, self.low)) for dy, each in zip(d_rows, self.projections, strict=True)]
+        return join(dx, terms, u, self.p, mask=mask), gradients
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What A sees: (M, in)."""
-        return keep(cast(flat(x), self.p.dtype), mask)
+        return cast(keep(flat(x), mask), self.p.dtype)
