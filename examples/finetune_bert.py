@@ -225,7 +225,10 @@ def main(
     ] = False,
     model: Annotated[str, typer.Option(metavar="NAME", help="minilm, or any transformers id or path.")] = "minilm",
     backend: Annotated[
-        str, typer.Option("--backend", "-b", metavar="NAME", help="reference, hooks, peft, or package.module:object.")
+        str,
+        typer.Option(
+            "--backend", "-b", metavar="NAME", help="reference, hooks, fused, peft, or package.module:object."
+        ),
     ] = "reference",
     corpus: Annotated[
         list[Path] | None,

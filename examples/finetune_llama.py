@@ -202,7 +202,10 @@ def main(
     ] = False,
     model: Annotated[str, typer.Option(metavar="NAME", help="smollm2, or any transformers id or path.")] = "smollm2",
     backend: Annotated[
-        str, typer.Option("--backend", "-b", metavar="NAME", help="reference, hooks, peft, or package.module:object.")
+        str,
+        typer.Option(
+            "--backend", "-b", metavar="NAME", help="reference, hooks, fused, peft, or package.module:object."
+        ),
     ] = "reference",
     corpus: Annotated[
         list[Path] | None,
