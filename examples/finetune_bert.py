@@ -7,7 +7,8 @@
 Adapters sit on query, key, value and both feed-forward layers. A is drawn, B starts at zero, s = alpha/r scales B·A,
 and nothing else of the body is trained. What is compared: the most frequent label, and the same head on the body as it
 came (its probe). The rank (16), the optimiser (Adam) and 5 epochs are what tutorials give. Their learning rate, 1e-4,
-is not kept: within five short epochs it leaves MiniLM below its own probe, as B has hardly moved. The default is 1e-3.
+is not kept: B starts at zero and has hardly moved after five short epochs, so that MiniLM ends at a held-out accuracy of
+0.59 where its own probe has 0.74 (topics, seed 0). The default is 1e-3, falling to zero.
 """
 
 from __future__ import annotations
@@ -225,7 +226,10 @@ def main(
     ] = False,
     model: Annotated[str, typer.Option(metavar="NAME", help="minilm, or any transformers id or path.")] = "minilm",
     backend: Annotated[
-        str, typer.Option("--backend", "-b", metavar="NAME", help="reference, hooks, peft, or package.module:object.")
+        str,
+        typer.Option(
+            "--backend", "-b", metavar="NAME", help="reference, hooks, fused, peft, or package.module:object."
+        ),
     ] = "reference",
     corpus: Annotated[
         list[Path] | None,

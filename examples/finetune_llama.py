@@ -109,8 +109,8 @@ class Blocks:
         self.name, self.tokenizer, self.length = task.name, tokenizer, min(asked.length, longest)
         self.train = self._cut(task.train, asked.blocks, asked.seed)
         self.held_out = self._cut(task.held_out, max(asked.batch, asked.blocks // 8), asked.seed)
-        question, _, _ = task.held_out[0].partition("\n")
-        self.prompt = f"{question}\nB:"
+        openings = [talk.partition("\n")[0] for talk in task.held_out]
+        self.prompt = f"{max(openings[:16], key=len)}\nB:"  # of the first few the one that says most
 
     def _cut(self, talks: Sequence[str], most: int, seed: int) -> list[dict[str, torch.Tensor]]:
         order, ids = [*talks], list[int]()
@@ -202,7 +202,10 @@ def main(
     ] = False,
     model: Annotated[str, typer.Option(metavar="NAME", help="smollm2, or any transformers id or path.")] = "smollm2",
     backend: Annotated[
-        str, typer.Option("--backend", "-b", metavar="NAME", help="reference, hooks, peft, or package.module:object.")
+        str,
+        typer.Option(
+            "--backend", "-b", metavar="NAME", help="reference, hooks, fused, peft, or package.module:object."
+        ),
     ] = "reference",
     corpus: Annotated[
         list[Path] | None,

@@ -52,5 +52,7 @@ def _words(texts: Iterable[str], size: int) -> Any:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
     words = Tokenizer(WordLevel(unk_token=names["unk_token"]))
     words.pre_tokenizer = Whitespace()
-    words.train_from_iterator(texts, WordLevelTrainer(vocab_size=size, special_tokens=[*names.values()]))
+    words.train_from_iterator(
+        texts, WordLevelTrainer(vocab_size=size, special_tokens=[*names.values()], show_progress=False)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)

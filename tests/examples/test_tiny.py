@@ -62,7 +62,7 @@ def test_reference(program: str, tiny) -> None:  # noqa: ANN001
         assert (config["r"], config["lora_alpha"]) == (16, 32.0)
 
 
-@pytest.mark.parametrize("backend", ["hooks", "peft"])
+@pytest.mark.parametrize("backend", ["hooks", "fused", "peft"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_other_backends(program: str, backend: str, tmp_path: Path) -> None:
     result = call(program, tmp_path / "run", "--tiny", "--backend", backend)
