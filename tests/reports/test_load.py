@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import recorded
 import samples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from samples import record
 
 import reports
@@ -19,9 +21,11 @@ from bench import record as bench_record
 from conformance.record import SCHEMA as CONFORMANCE_SCHEMA
 from conformance.record import Record, Verdict
 from reports.columns import DTYPES, TABLES
+from reports.content import content
 from reports.inputs import benchmarks as inputs
 from reports.results import RED, SCHEMA, VERDICTS
 from reports.tables.history import courses
+from reports.text import full
 
 
 def test_every_kind_of_input(tmp_path: Path) -> None:
@@ -156,6 +160,33 @@ def test_what_cannot_be_read_is_one_line_and_stops_nothing(tmp_path: Path, what:
     assert file == str(tmp_path / name)
     assert told in problem
     assert "\n" not in problem
+
+
+ODD = (None, True, -1, 0, 1e308, float("nan"), "", "x", [], {}, [1], {"a": 1}, 10**30, "\ud800", "\0", "2026-13-99")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths to everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, one in inside for place in ((*path, key), *places(one, (*path, key)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_odd_value_anywhere_breaks_nothing(tmp_path: Path, data: st.DataObject) -> None:
+    """It is shown, or the file is told of in one line."""
+    write = data.draw(st.sampled_from([recorded.conformance, recorded.simulate, recorded.crossover, recorded.history]))
+    path = write(tmp_path / f"odd.json{'l' * (write is recorded.conformance)}")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    *inside, last = data.draw(st.sampled_from(places(lines)))
+    at: Any = lines
+    for key in inside:
+        at = at[key]
+    at[last] = data.draw(st.sampled_from(ODD))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = reports.load(path)
+    assert (report.read, len(report.problems)) in {(1, 0), (0, 1)}
+    assert full(content(report))
 
 
 def test_absent_and_bare(tmp_path: Path) -> None:
