@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from samples import record
 
 import reports
+from bench import environment
 from bench import record as bench_record
 from conformance.record import SCHEMA as CONFORMANCE_SCHEMA
 from conformance.record import Record, Verdict
@@ -78,6 +79,16 @@ def test_a_row_in_two_files_is_taken_once(tmp_path: Path) -> None:
     report = reports.load(tmp_path)
     assert len(report.benchmarks) == 48
     assert report.notes == ("48 benchmark rows are in more than one file, and were taken once",)
+
+
+def test_a_busy_machine_is_told_of(tmp_path: Path) -> None:
+    recorded.benchmarks(tmp_path / "old.parquet", 0, load=9.0)
+    recorded.benchmarks(tmp_path / "new.parquet", 1, load=0.4)
+    assert reports.load(tmp_path).notes == ()  # the busy one is not shown
+    recorded.benchmarks(tmp_path / "newest.parquet", 2, load=4.25)
+    assert reports.load(tmp_path).notes == (
+        "Benchmark run run2 began on a busy machine (load 4.2, 2 threads): its times, and ratios of them, say little",
+    )
 
 
 def test_a_step_of_a_history(tmp_path: Path) -> None:
@@ -258,5 +269,6 @@ def test_schemas_agree_with_those_who_write_them() -> None:
     assert set(VERDICTS) == {verdict.value for verdict in Verdict}
     assert {verdict.value for verdict in Verdict if verdict.red} == RED
     assert set(Record.__dataclass_fields__) == set(reports.results.Record.__dataclass_fields__)
+    assert inputs.BUSY == environment._BUSY
     assert (inputs.KEY, inputs.FROZEN, inputs.OK) == (bench_record.KEY, bench_record.FROZEN, bench_record.Status.OK)
     assert set(inputs.WANTED) <= set(bench_record.SCHEMA.names)
