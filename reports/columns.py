@@ -256,8 +256,15 @@ TABLES: dict[str, dict[str, Column]] = {
 def frame(table: str, rows: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
     """Rows as a table with exactly its documented columns, in their order; what a row lacks is missing."""
     columns = TABLES[table]
-    made = pd.DataFrame.from_records([[row.get(name) for name in columns] for row in rows], columns=list(columns))
-    return typed(table, made)
+    listed = [[_whole(row.get(name)) for name in columns] for row in rows]
+    return typed(table, pd.DataFrame.from_records(listed, columns=list(columns)))
+
+
+def _whole(value: Any) -> Any:
+    """Text as it is, but for halves of characters, which JSON can hold and no file can."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def typed(table: str, found: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from reports import suites
 from reports.columns import TABLES, frame
+from reports.escape import inline
 from reports.inputs import benchmarks, conformance, documents, mutants
 from reports.inputs.problem import InputError
 from reports.report import Report
@@ -42,15 +44,17 @@ class _Reading:
         self.runs: list[tuple[Path, pa.Table]] = []
         self.rows: dict[str, Rows] = {}
         self.problems: Rows = []
+        self.read = 0
 
     def take(self, path: Path) -> None:
         try:
             self._take(path)
+            self.read += 1
         except (InputError, ResultsError) as error:
             self.problem(error.path, error.what)
 
     def problem(self, path: Path, what: str) -> None:
-        self.problems.append({"file": str(path), "problem": what})
+        self.problems.append({"file": inline(path), "problem": inline(what)})
 
     def _take(self, path: Path) -> None:
         match path.suffix:
@@ -79,18 +83,18 @@ class _Reading:
         rows["kills"] = mutants.named(rows.get("kills", []), rows.get("mutants", []))
         given: dict[str, pd.DataFrame] = {"benchmarks": figures, "benchmark_runs": runs}
         tables = {name: given[name] if name in given else frame(name, rows.get(name, ())) for name in TABLES}
-        files = {row["file"] for table in self.rows.values() for row in table if "file" in row}
-        csv = sum(name in self.rows for name in ("mutants", "kills"))
         notes = [*suites.mixed(found), *(line for suite in found for line in suite.notes()), *told]
-        return Report(tables, tuple(found), tuple(notes), len(self.results) + len(self.runs) + len(files) + csv)
+        return Report(tables, tuple(found), tuple(notes), self.read)
 
 
 def _check(path: Path, found: dict[str, Rows]) -> None:
     """Whether the values have their columns' types, file by file, so that one that is odd spoils no other."""
     for table, rows in found.items():
         try:
-            frame(table, rows)
-        except (TypeError, ValueError, OverflowError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)  # of numpy, for a number that is no integer
+                frame(table, rows)
+        except (TypeError, ValueError, OverflowError, RuntimeWarning) as error:
             why = " ".join(str(error).split())[:120]
             raise InputError(path, f"is malformed: a value of another type in {table} ({why})") from None
 

@@ -157,6 +157,14 @@ def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]],
     for name in ("suite", "digest", "profile", "command", "started"):
         if not isinstance(header[name], str):
             raise TypeError(f"{name} is {str(header[name])[:40]!r}")
+    about = [header["models"], header["versions"].values(), *(line.get("features", ()) for line in lines)]
+    for backend in header["backends"]:
+        named = (backend.get("name", ""), backend["reference"], backend.get("version", ""))
+        about += [backend.get("features", ()), named]
+    for one in header["invariants"]:
+        about += [one["after"], (one["id"], one["family"], one["statement"])]
+    if not all(isinstance(word, str) for words in about for word in words):
+        raise TypeError("a name is no text")
     invariants = tuple(Invariant(**{**i, "after": tuple(i["after"])}) for i in header["invariants"])
     records = [_record(line) for line in lines]
     if any(record.invariant == IMPORT for record in records):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ SCHEMA = 1
 KEY = ("case_id", "backend", "metric", "device_name", "threads")  # rows with equal keys are one series
 FROZEN = "frozen"
 OK = "ok"
+BUSY = 0.25  # processes per core: from here on others are in the way
 _MARK = b"lora_bench_schema"
 _MADE_HERE = {"file", "shown"}  # columns that no file has
 _FIGURES = [name for name in TABLES["benchmarks"] if name not in _MADE_HERE]
@@ -84,7 +85,17 @@ def frames(found: Sequence[tuple[Path, pa.Table]]) -> tuple[pd.DataFrame, pd.Dat
     age = rows["run_id"].map({name: n for n, name in enumerate(order)}).astype("int64")
     rows = rows.assign(age=age).sort_values("age", kind="stable", ignore_index=True)
     rows["shown"] = ~rows.duplicated(list(KEY), keep="last")
-    return typed("benchmarks", rows), runs, notes
+    return typed("benchmarks", rows), runs, [*notes, *_busy(runs, set(rows.loc[rows["shown"], "run_id"]))]
+
+
+def _busy(runs: pd.DataFrame, shown: set[str]) -> Iterator[str]:
+    """Runs that are shown although others were in the way when they began."""
+    on_cpu = runs[(runs["device"] == "cpu") & runs["run_id"].isin(shown)]
+    for run in on_cpu[on_cpu["load"] > BUSY * on_cpu["threads"].astype("float64")].itertuples():
+        yield (
+            f"Benchmark run {run.run_id} began on a busy machine (load {run.load:.1f}, {run.threads} threads): its"
+            " times, and ratios of them, say little"
+        )
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

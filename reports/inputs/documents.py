@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,30 +37,37 @@ def read(path: Path) -> dict[str, Rows]:
 
 def _simulate(file: str, found: Mapping[str, Any]) -> dict[str, Rows]:
     setting, gpu = found["setting"], found["gpu"]
-    about = {name: setting[name] for name in ("model", "backend", "batch", "seq", "dtype", "adapter_dtype")}
-    about |= {"file": file, "rank": setting["r"], "gpu": gpu["name"]}
+    about: dict[str, Any] = {name: _text(setting[name]) for name in ("model", "backend", "dtype", "adapter_dtype")}
+    about |= {name: _number(setting[of]) for name, of in (("rank", "r"), ("batch", "batch"), ("seq", "seq"))}
+    about |= {"file": file, "gpu": _text(gpu["name"])}
+    room = _number(gpu["memory"])
+    if room <= 0:
+        raise ValueError("a GPU without memory")
     steps, memory = [], []
     for step in found["steps"]:
-        this = about | {"method": step["method"], "checkpointing": step["checkpointing"]}
-        same = ("peak", "flops", "n_ops", "seconds", "memory_bound", "total_params", "trainable_params", "file_bytes")
-        figures = {name: _number(step[name]) for name in same}
-        rate = _number(step["tokens_s"])
-        steps.append(this | figures | {"gpu_memory": _number(gpu["memory"]), "tokens_s": rate, "fits": step["fits"]})
+        this = about | {"method": _text(step["method"]), "checkpointing": _flag(step["checkpointing"])}
+        same = ("peak", "flops", "n_ops", "seconds", "memory_bound", "total_params", "trainable_params", "tokens_s")
+        figures = {name: _number(step[name]) for name in same} | {"file_bytes": _maybe(step["file_bytes"])}
+        steps.append(this | figures | {"gpu_memory": room, "fits": _flag(step["fits"])})
         memory += [this | {"category": str(name), "bytes": _number(n)} for name, n in step["memory"].items()]
     return {"simulated": steps, "simulated_memory": memory}
 
 
 def _crossover(file: str, found: Mapping[str, Any]) -> dict[str, Rows]:
-    about = {"file": file, "backend": found["backend"], "gpu": found["gpu"]["name"], "dtype": found["dtype"]}
+    about = {"backend": found["backend"], "gpu": found["gpu"]["name"], "dtype": found["dtype"]}
+    about = {"file": file} | {name: _text(value) for name, value in about.items()}
     return {"crossover": [about | {name: _number(value) for name, value in cell.items()} for cell in found["cells"]]}
 
 
 def _history(file: str, found: Mapping[str, Any]) -> dict[str, Rows]:
     runs, courses, points = found["runs"], [], []
+    dates = [datetime.fromisoformat(run["timestamp"]) for run in runs]
     for series in found["series"]:
-        key = {name: series[name] for name in ("case_id", "backend", "metric", "device_name", "threads")}
-        segments = [(int(start), _number(level)) for start, level in series["segments"]]
-        about = {"file": file, **key, "unit": series["unit"], "course": series["course"], "note": series["note"]}
+        key = {name: _text(series[name]) for name in ("case_id", "backend", "metric", "device_name")}
+        key["threads"] = int(series["threads"])
+        segments = [(int(start), _maybe(level)) for start, level in series["segments"]]
+        words = {name: _text(series[name]) for name in ("unit", "course", "note")}
+        about = {"file": file, **key, **words}
         courses.append(about | {"steps": max(len(segments) - 1, 0)})
         values = series["values"]
         if len(values) != len(runs):
@@ -67,13 +76,29 @@ def _history(file: str, found: Mapping[str, Any]) -> dict[str, Rows]:
         level = {n: height for (start, height), (end, _) in pairwise(bounds) for n in range(start, end)}
         begins = {start for start, _ in segments[1:]}
         for n, (run, value) in enumerate(zip(runs, values, strict=True)):
-            when = {"run_id": run["run_id"], "timestamp": run["timestamp"], "commit": run["commit"]}
-            figures = {"value": _number(value), "level": level.get(n), "step": n in begins}
+            when = {"run_id": run["run_id"], "timestamp": dates[n], "commit": run["commit"]}
+            figures = {"value": _maybe(value), "level": level.get(n), "step": n in begins}
             points.append({"file": file, **key, **when, **figures})
     return {"courses": courses, "history": points}
 
 
-def _number(value: Any) -> float | int | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise TypeError(f"{str(value)[:20]!r} is no text")
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{str(value)[:20]!r} is neither true nor false")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return value
     raise TypeError(f"{str(value)[:20]!r} is no number")
+
+
+def _maybe(value: Any) -> float | None:
+    return None if value is None else _number(value)

@@ -32,8 +32,8 @@ class Course:
 def courses(report: Report) -> pd.DataFrame:
     """What needs a look first; of a series in several files the one that reaches furthest."""
     rank = {name: n for n, name in enumerate(ORDER)}
-    until = report.courses["file"].map(report.history.groupby("file")["timestamp"].max())
-    newest = report.courses.assign(until=until).sort_values("until", kind="stable")
+    until = report.history.groupby("file")["timestamp"].max().rename("until")
+    newest = report.courses.join(until, on="file").sort_values("until", kind="stable")
     newest = newest.drop_duplicates(list(KEY), keep="last").sort_index()
     order = newest["course"].astype(str).map(rank).fillna(len(ORDER))
     return newest.assign(order=order).sort_values(["order", "steps"], ascending=[True, False], kind="stable")

@@ -57,7 +57,8 @@ def sheet(setting: Setting) -> Sheet:
     for step in setting.steps.itertuples():
         held = setting.memory[
             (setting.memory["method"] == step.method) & (setting.memory["checkpointing"] == step.checkpointing)
-        ].set_index("category")["bytes"]
+        ].drop_duplicates("category")
+        held = held.set_index("category")["bytes"]
         rows.append(
             [
                 word(name_of(step.method, checkpointing=step.checkpointing)),

@@ -12,16 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import recorded
 import samples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from samples import record
 
 import reports
+from bench import environment
 from bench import record as bench_record
 from conformance.record import SCHEMA as CONFORMANCE_SCHEMA
 from conformance.record import Record, Verdict
 from reports.columns import DTYPES, TABLES
+from reports.content import content
 from reports.inputs import benchmarks as inputs
 from reports.results import RED, SCHEMA, VERDICTS
 from reports.tables.history import courses
+from reports.text import full
 
 
 def test_every_kind_of_input(tmp_path: Path) -> None:
@@ -74,6 +79,16 @@ def test_a_row_in_two_files_is_taken_once(tmp_path: Path) -> None:
     report = reports.load(tmp_path)
     assert len(report.benchmarks) == 48
     assert report.notes == ("48 benchmark rows are in more than one file, and were taken once",)
+
+
+def test_a_busy_machine_is_told_of(tmp_path: Path) -> None:
+    recorded.benchmarks(tmp_path / "old.parquet", 0, load=9.0)
+    recorded.benchmarks(tmp_path / "new.parquet", 1, load=0.4)
+    assert reports.load(tmp_path).notes == ()  # the busy one is not shown
+    recorded.benchmarks(tmp_path / "newest.parquet", 2, load=4.25)
+    assert reports.load(tmp_path).notes == (
+        "Benchmark run run2 began on a busy machine (load 4.2, 2 threads): its times, and ratios of them, say little",
+    )
 
 
 def test_a_step_of_a_history(tmp_path: Path) -> None:
@@ -158,6 +173,33 @@ def test_what_cannot_be_read_is_one_line_and_stops_nothing(tmp_path: Path, what:
     assert "\n" not in problem
 
 
+ODD = (None, True, -1, 0, 1e308, float("nan"), "", "x", [], {}, [1], {"a": 1}, 10**30, "\ud800", "\0", "2026-13-99")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths to everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, one in inside for place in ((*path, key), *places(one, (*path, key)))]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_odd_value_anywhere_breaks_nothing(tmp_path: Path, data: st.DataObject) -> None:
+    """It is shown, or the file is told of in one line."""
+    write = data.draw(st.sampled_from([recorded.conformance, recorded.simulate, recorded.crossover, recorded.history]))
+    path = write(tmp_path / f"odd.json{'l' * (write is recorded.conformance)}")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    *inside, last = data.draw(st.sampled_from(places(lines)))
+    at: Any = lines
+    for key in inside:
+        at = at[key]
+    at[last] = data.draw(st.sampled_from(ODD))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = reports.load(path)
+    assert (report.read, len(report.problems)) in {(1, 0), (0, 1)}
+    assert full(content(report))
+
+
 def test_absent_and_bare(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     problems = reports.load(tmp_path / "bare", tmp_path / "absent").problems["problem"].tolist()
@@ -227,5 +269,6 @@ def test_schemas_agree_with_those_who_write_them() -> None:
     assert set(VERDICTS) == {verdict.value for verdict in Verdict}
     assert {verdict.value for verdict in Verdict if verdict.red} == RED
     assert set(Record.__dataclass_fields__) == set(reports.results.Record.__dataclass_fields__)
+    assert inputs.BUSY == environment._BUSY
     assert (inputs.KEY, inputs.FROZEN, inputs.OK) == (bench_record.KEY, bench_record.FROZEN, bench_record.Status.OK)
     assert set(inputs.WANTED) <= set(bench_record.SCHEMA.names)
