@@ -79,7 +79,7 @@ def cpu_quick() -> Iterator[Case]:
     yield layer(*_CPU_LAYERS[0], Mode.MERGE)
     yield mixed("bert-base", "q", 8, 64, 4, "uniform")
     yield whole("tiny-llama", 8, 2, 16, Mode.STEP)
-    yield whole("tiny-llama", 8, 2, 16, Mode.LOAD)
+    yield from (replace(whole("tiny-llama", 8, 2, 16, Mode.LOAD), n_adapters=n) for n in (1, 4))
     yield replace(whole("tiny-llama", 8, 2, 16, Mode.SWITCH), n_adapters=4)
 
 
@@ -99,9 +99,8 @@ def cpu() -> Iterator[Case]:
         yield mixed("tinyllama-1.1b", "q", 16, 64, 8, mix)
     yield from (whole("minilm", 8, 8, 32, mode) for mode in (*TRAINING, Mode.MERGE))
     yield replace(whole("minilm", 8, 8, 32, Mode.STEP), grad_ckpt=True)
-    yield whole("minilm", 8, 8, 32, Mode.LOAD)
-    for n in _SERVED:
-        yield replace(whole("minilm", 8, 8, 32, Mode.SWITCH), n_adapters=n)
+    for n, mode in product(_SERVED, (Mode.LOAD, Mode.SWITCH)):
+        yield replace(whole("minilm", 8, 8, 32, mode), n_adapters=n)
 
 
 def gpu() -> Iterator[Case]:

@@ -18,7 +18,7 @@ class Mode(StrEnum):
     BACKWARD = "bwd"  # of a fresh forward, down to x
     STEP = "step"  # forward and backward; on a whole model also the loss and AdamW
     MERGE = "merge"
-    LOAD = "load"  # an adapter file onto a model in memory
+    LOAD = "load"  # the nth adapter from its files: the first onto a bare model, others beside the n - 1 that it has
     SWITCH = "switch"  # activate another of n adapters
     MIXED = "mixed"  # a forward of one batch whose rows are served by different adapters
 
@@ -33,7 +33,8 @@ class Case:
     model, module: where the shape comes from: "llama-2-7b" and "q", "qkv", "mlp" or, for a whole model, "model".
     in_features, out_features: of the layer, of the first one in a group, 0 for a whole model.
     batch x seq = tokens, the M of the layer's products.
-    n_adapters: how many there are, for Mode.SWITCH and Mode.MIXED. adapter_mix: how the rows of Mode.MIXED choose.
+    n_adapters: how many there are, for Mode.LOAD (afterwards), Mode.SWITCH and Mode.MIXED.
+    adapter_mix: how the rows of Mode.MIXED choose.
     """
 
     model: str

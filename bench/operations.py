@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,21 +123,41 @@ def _merge(_case: Case, subject: Subject) -> Operation:
 
 
 def _load(case: Case, subject: Subject) -> Operation:
-    """The adapter from its files onto a fresh model."""
+    """The adapter from its files, which the system has in its cache: onto a fresh model, or beside n - 1 others."""
     handle, backend = subject.require(Feature.PEFT_LAYOUT), subject.backend
     if backend is None or backend.store is None:
         raise UnsupportedError("has no Store facet")
-    store = backend.store
-    holder = tempfile.TemporaryDirectory(prefix="lora-bench-")
-    folder = Path(holder.name) / "adapter"
-    folder.mkdir()
+    store, folder = backend.store, Path(tempfile.mkdtemp(prefix="lora-bench-"))
+    weakref.finalize(subject, shutil.rmtree, folder)
     store.dump(handle, folder)
+    if case.n_adapters > 1:
+        return _load_beside(case, subject, lambda name: store.add(handle, folder, name))
     base = build(case).module
+    return Operation(lambda: copy.deepcopy(base), lambda onto: store.load(onto, folder), subject)
 
-    def run(onto: Any, _keep: Any = holder) -> None:
-        store.load(onto, folder)
 
-    return Operation(lambda: copy.deepcopy(base), run, subject)
+def _load_beside(case: Case, subject: Subject, load: Callable[[str], None]) -> Operation:
+    """The last of n adapters; the one that was loaded before is deleted first."""
+    handle = subject.require(Feature.LOAD_BESIDE)
+    subject.require(Feature.DELETE)
+    *others, last = (f"adapter{nth}" for nth in range(1, case.n_adapters))
+    for name in others:
+        load(name)
+    loaded = False
+
+    def setup() -> str:
+        nonlocal loaded
+        if loaded:
+            handle.delete(last)
+        loaded = False
+        return last
+
+    def run(name: str) -> None:
+        nonlocal loaded
+        load(name)
+        loaded = True
+
+    return Operation(setup, run, subject)
 
 
 def _switch(case: Case, subject: Subject) -> Operation:

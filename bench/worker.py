@@ -28,9 +28,17 @@ Reply = dict[str, Any]
 
 
 def main(
-    pipe: Connection, quantity: Quantity, backend: str, cases: Sequence[Case], device: str, threads: int, log: Path
+    pipe: Connection,
+    quantity: Quantity,
+    backend: str,
+    cases: Sequence[Case],
+    device: str,
+    threads: int,
+    log: Path,
+    scratch: str,
 ) -> None:
-    """Answer requests until the other side closes or dies. Whatever is printed goes to the log."""
+    """Answer requests until the other side closes or dies. What is printed goes to the log, other files to scratch."""
+    tempfile.tempdir = scratch
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

@@ -81,6 +81,7 @@ class Feature(StrEnum):
     TIED = "tied"  # adapts a head whose weight is tied to the embedding
     SAVED_BYTES = "saved_bytes"  # can tell what is kept between forward and backward
     PEFT_LAYOUT = "peft_layout"  # reads and writes adapter_config.json + adapter_model.safetensors
+    LOAD_BESIDE = "load_beside"  # loads further adapter files into a model that has adapters
 
 
 GapKind = Literal["notimpl", "notyet", "never"]
@@ -294,6 +295,8 @@ class ModelHandle(Protocol):
 
     def activate(self, *adapters: str) -> None: ...  # MULTI_ADAPTER
 
+    def delete(self, adapter: str) -> None: ...  # DELETE
+
     def enable(self, on: bool) -> None: ...  # DISABLE  # noqa: FBT001
 
     def merge(self) -> None: ...  # MERGE
@@ -312,6 +315,14 @@ class Store(Protocol):
 
     def load(self, module: torch.nn.Module, folder: Path) -> ModelHandle:
         """Attach the saved adapter to a fresh base model; raise where the files do not fit exactly."""
+
+    def add(self, handle: ModelHandle, folder: Path, adapter: str) -> None:  # LOAD_BESIDE
+        """Load the saved adapter beside those that the model has, under this name; it is not yet active.
+
+        Nothing else changes: no other adapter, no base tensor, not what is active, enabled, merged or in training mode.
+        Raise where the files do not fit exactly, and leave the model as it was. A name that is taken may be refused, or
+        its adapter replaced whole. While adapters are merged, loading may be refused.
+        """
 
 
 class Batch(Protocol):

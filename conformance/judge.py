@@ -74,4 +74,6 @@ class Judge:
         Raises:
             Violation: any difference.
         """
+        if got is not None and np.array_equal(got, expected):
+            return
         self(quantity, got, Bounded(expected.astype(np.float64), np.zeros(expected.shape)), exact=True)

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import nn
 
-from conformance.contract import Feature, ModelHandle
+from conformance.contract import Array, Feature, ModelHandle, dtype_of
 from conformance.models import Loaded, load
 from conformance.strategies import ALPHAS
 from conformance.subject import Subject
@@ -82,6 +83,17 @@ class ModelCase:
                 for factor in handle.factors(path, adapter):
                     values = torch.randn(factor.shape, generator=generator) / factor.shape[-1] ** 0.5
                     factor.copy_(values.to(factor.dtype))
+
+    def factors(self) -> dict[str, tuple[Array, Array]]:
+        """Such values as arrays: A (r, in) and B (out, r) of every linear target, in the model's dtype."""
+        rng, found = np.random.default_rng(self.seed), {}
+        for path, module in self.loaded.module.named_modules():
+            if isinstance(module, nn.Linear) and path.rsplit(".", 1)[-1] in self.targets:
+                r = self.spec.at(path).r
+                shapes = ((r, module.in_features), (module.out_features, r))
+                a, b = (rng.standard_normal(shape) / shape[-1] ** 0.5 for shape in shapes)
+                found[path] = (a.astype(dtype_of(self.dtype)), b.astype(dtype_of(self.dtype)))
+        return found
 
 
 def missing_transformers() -> str:

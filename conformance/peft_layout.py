@@ -16,6 +16,7 @@ from conformance.torch_arrays import to_numpy, to_torch
 from lora_ref.spec import LoraSpec
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+NOWHERE = "only modules that are not there"
 Factors = Mapping[str, tuple[Array, ...]]  # path -> (A, B)
 
 

@@ -69,11 +69,16 @@ def site_oracle(
     case: ModelCase, handle: ModelHandle, path: str, manifest: Manifest, adapter: str = "default"
 ) -> Oracle:
     """The closed form of one site: base weight from the pristine model, A and B from the handle."""
+    a, b = (to_numpy(factor) for factor in handle.factors(path, adapter))
+    return oracle_of(case, path, a, b, manifest)
+
+
+def oracle_of(case: ModelCase, path: str, a: Array, b: Array, manifest: Manifest) -> Oracle:
+    """The closed form of one site with these A (r, in) and B (out, r)."""
     base = case.loaded.module.get_submodule(path)
     weight, bias = base.weight, base.bias
     transposed = not isinstance(base, nn.Linear)
     n_in, n_out = weight.shape if transposed else weight.shape[::-1]
-    a, b = (to_numpy(factor) for factor in handle.factors(path, adapter))
     return Oracle(
         Linear(n_in, n_out, transposed),
         case.spec.at(path),

@@ -38,6 +38,9 @@ class TorchModelHandle(ABC):
     def activate(self, *adapters: str) -> None:
         raise NotImplementedError
 
+    def delete(self, adapter: str) -> None:
+        raise NotImplementedError
+
     def enable(self, on: bool) -> None:  # noqa: FBT001
         raise NotImplementedError
 

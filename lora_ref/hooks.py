@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lora_ref.delta import Delta, supported
 from lora_ref.errors import LoraError
-from lora_ref.layers import Adapters
+from lora_ref.layers import Adapters, outer_modules
 from lora_ref.model import Adapted
 from lora_ref.spec import LoraSpec
 
@@ -39,7 +39,7 @@ def add_deltas(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 class HookedModel(Adapted):
     def hooked(self) -> dict[str, nn.Module]:
-        modules = self.module.named_modules()
+        modules = outer_modules(self.module).items()
         return {path: module for path, module in modules if isinstance(getattr(module, "lora", None), HookedAdapters)}
 
     def adapters(self) -> dict[str, Adapters]:
@@ -47,7 +47,7 @@ class HookedModel(Adapted):
         return {path: each for path, each in found.items() if isinstance(each, Adapters)}
 
     def bases(self) -> dict[str, nn.Module]:
-        return {path: module for path, module in self.module.named_modules() if path and supported(module)}
+        return {path: module for path, module in outer_modules(self.module).items() if path and supported(module)}
 
     def plan(self, name: str, spec: LoraSpec, dtype: torch.dtype | None = None) -> dict[str, Delta]:
         deltas, bases, hooked = super().plan(name, spec, dtype), self.bases(), self.hooked()
@@ -59,9 +59,9 @@ class HookedModel(Adapted):
         return deltas
 
     def carry(self, paths: list[str]) -> dict[str, Adapters]:
-        bases = self.bases()
+        bases, hooked = self.bases(), self.hooked()
         for path in paths:
-            if path not in self.hooked():
+            if path not in hooked:
                 lora = HookedAdapters().train(bases[path].training)
                 bases[path].add_module("lora", lora)
                 lora.handle = bases[path].register_forward_hook(add_deltas, with_kwargs=True)

@@ -35,7 +35,10 @@ class Adapters(nn.ModuleDict):
         self.check_new(name)
         self[name] = delta.train(self.training)
         self.specs[name], self.trainable[name] = spec, trainable
-        self.activate(*(self.active if len(self) > 1 else (name,)))
+        if len(self) == 1:
+            self.activate(name)
+        else:
+            delta.requires_grad_(requires_grad=False)
 
     def check_new(self, name: str) -> None:
         if name in self:
@@ -82,6 +85,24 @@ class Adapters(nn.ModuleDict):
         for name in names:  # in the shape of out; the wider dtype of the two
             total = total + self.delta(name).change(x, out if plain is None else plain)
         return total.to(out.dtype)
+
+
+def outer_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """As ``named_modules``, but nothing inside ``Adapters``: its cost does not grow with their number."""
+    found: dict[str, nn.Module] = {}
+    seen: set[nn.Module] = set()
+
+    def walk(path: str, part: nn.Module) -> None:
+        if part in seen:
+            return
+        seen.add(part)
+        found[path] = part
+        if not isinstance(part, Adapters):
+            for name, child in part.named_children():
+                walk(f"{path}.{name}" if path else name, child)
+
+    walk("", module)
+    return found
 
 
 class LoraLayer(nn.Module):

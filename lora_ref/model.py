@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_ref.delta import Delta, make_delta, supported
 from lora_ref.errors import LoraError
-from lora_ref.layers import Adapters, LoraLayer
+from lora_ref.layers import Adapters, LoraLayer, outer_modules
 from lora_ref.spec import LoraSpec
 from lora_ref.targets import select
 
@@ -89,7 +89,8 @@ class Adapted(ABC):
         if name in self.names:
             raise LoraError(f"there is an adapter {name!r} already; delete it first or choose another name")
         Adapters().check_new(name)
-        if {part for part in self.module.modules() if isinstance(part, Adapters)} - set(self.adapters().values()):
+        found = {part for part in outer_modules(self.module).values() if isinstance(part, Adapters)}
+        if found - set(self.adapters().values()):
             raise LoraError("this model has adapters of the other kind: use either attach or attach_hooks")
         bases = self.bases()
         paths = select(spec.targets, bases)
@@ -104,7 +105,8 @@ class Adapted(ABC):
         active, enabled = self.active if self.names else (name,), self.enabled
         for path, adapters in self.carry(list(deltas)).items():
             adapters.put(name, deltas[path], spec, trainable=trainable)
-            adapters.activate(*(other for other in active if other in adapters))
+            if len(adapters) == 1:  # active by itself at this target, and perhaps not in the model
+                adapters.activate(*(other for other in active if other in adapters))
             adapters.enabled = enabled
 
 
@@ -114,21 +116,23 @@ class LoraModel(Adapted):
     wrapper: type[LoraLayer] = LoraLayer
 
     def layers(self) -> dict[str, LoraLayer]:
-        return {path: module for path, module in self.module.named_modules() if isinstance(module, LoraLayer)}
+        return {path: m for path, m in outer_modules(self.module).items() if isinstance(m, LoraLayer)}
 
     def adapters(self) -> dict[str, Adapters]:
         return {path: layer.adapters for path, layer in self.layers().items()}
 
     def bases(self) -> dict[str, nn.Module]:
-        layers = self.layers()
-        inside = {id(part) for layer in layers.values() for part in layer.modules()}
-        plain = {p: m for p, m in self.module.named_modules() if p and id(m) not in inside and supported(m)}
+        modules = outer_modules(self.module)
+        layers = {path: module for path, module in modules.items() if isinstance(module, LoraLayer)}
+        inside = {id(part) for layer in layers.values() for part in (layer, *layer.base.modules())}
+        plain = {p: m for p, m in modules.items() if p and id(m) not in inside and supported(m)}
         return plain | {path: layer.base for path, layer in layers.items()}
 
     def carry(self, paths: list[str]) -> dict[str, Adapters]:
-        plain = {path: base for path, base in self.bases().items() if path in paths and path not in self.layers()}
-        self._replace({base: self.wrapper(base) for base in plain.values()})
-        layers = self.layers()
+        layers, bases = self.layers(), self.bases()
+        if fresh := [path for path in paths if path not in layers]:
+            self._replace({bases[path]: self.wrapper(bases[path]) for path in fresh})
+            layers = self.layers()
         return {path: layers[path].adapters for path in paths}
 
     def activate(self, *names: str) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -27,7 +28,8 @@ class Worker:
     def __init__(
         self, quantity: Quantity, backend: str, cases: Sequence[Case], device: str, threads: int, log: Path
     ) -> None:
-        self.arguments = (quantity, backend, list(cases), device, threads, log)
+        self.scratch = tempfile.TemporaryDirectory(prefix="lora-bench-")  # the process is killed and cannot tidy up
+        self.arguments = (quantity, backend, list(cases), device, threads, log, self.scratch.name)
         self.start()
 
     def start(self) -> None:
@@ -53,10 +55,14 @@ class Worker:
             if self.process.exitcode == -signal.SIGKILL and oom_kills() > kills:
                 return {"status": Status.OOM, "error": "the kernel killed the process for want of memory"}
             return {"status": Status.CRASH, "error": f"the process {_how(self.process.exitcode)}"}
-        self.stop()
+        self._kill()
         return {"status": Status.TIMEOUT, "error": f"no answer in {timeout:g} s"}
 
     def stop(self) -> None:
+        self._kill()
+        self.scratch.cleanup()
+
+    def _kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.pipe.close()

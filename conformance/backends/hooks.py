@@ -69,21 +69,28 @@ class HookedHandle(TorchModelHandle):
         return self.adapted.hooked()
 
     def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
-        delta = self.adapted.adapters()[path].delta(adapter)
+        delta = self._delta(path, adapter)
         return delta.a, delta.b
 
     def base_tensors(self) -> Mapping[str, torch.Tensor]:
         return {k: v for k, v in self.module.state_dict(keep_vars=True).items() if ".lora." not in k}
 
     def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
-        delta = self.adapted.adapters()[path].delta(adapter)
+        delta = self._delta(path, adapter)
         return delta.spec.r, delta.scaling
+
+    def _delta(self, path: str, adapter: str) -> Delta:
+        site: Any = self.module.get_submodule(path)
+        return site.lora.delta(adapter)  # type: ignore[no-any-return]
 
     def add(self, adapter: str, spec: LoraSpec) -> None:
         hooks.attach_hooks(self.module, spec, adapter)
 
     def activate(self, *adapters: str) -> None:
         self.adapted.activate(*adapters)
+
+    def delete(self, adapter: str) -> None:
+        self.adapted.delete(adapter)
 
     def enable(self, on: bool) -> None:  # noqa: FBT001
         self.adapted.enable() if on else self.adapted.disable()
@@ -100,6 +107,9 @@ class HookedStore:
 
     def load(self, module: nn.Module, folder: Path) -> HookedHandle:
         return HookedHandle(store.load(module, folder, kind=hooks.HookedModel))
+
+    def add(self, handle: Any, folder: Path, adapter: str) -> None:
+        store.load(handle.module, folder, adapter, kind=hooks.HookedModel)
 
 
 backend = Backend(

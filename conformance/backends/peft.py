@@ -122,11 +122,14 @@ class PeftHandle(TorchModelHandle):
         return {path.removeprefix(self.prefix): module for path, module in named if isinstance(module, LoraLayer)}
 
     def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
-        return PeftLayer().factors(self.sites()[path], adapter)
+        return PeftLayer().factors(self._at(path), adapter)
 
     def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
-        layer: Any = self.sites()[path]
+        layer = self._at(path)
         return layer.r[adapter], layer.scaling[adapter]
+
+    def _at(self, path: str) -> Any:
+        return self.module.get_submodule(self.prefix + path)
 
     def base_tensors(self) -> Mapping[str, torch.Tensor]:
         state = self.module.state_dict(keep_vars=True)
@@ -139,6 +142,9 @@ class PeftHandle(TorchModelHandle):
     def activate(self, *adapters: str) -> None:
         self.module.base_model.set_adapter(list(adapters))
 
+    def delete(self, adapter: str) -> None:
+        self.module.delete_adapter(adapter)
+
     def enable(self, on: bool) -> None:  # noqa: FBT001
         _enable(self.module, on)
 
@@ -149,7 +155,7 @@ class PeftHandle(TorchModelHandle):
         self.module.unmerge_adapter()
 
     def weight(self, path: str) -> torch.Tensor:
-        return PeftLayer().weight(self.sites()[path])
+        return PeftLayer().weight(self._at(path))
 
 
 class PeftModels:
@@ -178,6 +184,9 @@ class PeftStore:
 
     def load(self, module: nn.Module, folder: Path) -> PeftHandle:
         return self.kind(PeftModel.from_pretrained(module, folder, autocast_adapter_dtype=False))
+
+    def add(self, handle: Any, folder: Path, adapter: str) -> None:
+        handle.module.load_adapter(folder, adapter, autocast_adapter_dtype=False)
 
 
 class PeftBatch(TorchBatch):
@@ -245,6 +254,7 @@ backend = Backend(
                 Feature.PATTERNS,
                 Feature.TIED,
                 Feature.PEFT_LAYOUT,
+                Feature.LOAD_BESIDE,
             }
         ),
         gaps=GAPS,

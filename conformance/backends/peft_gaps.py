@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from conformance.contract import Facet, Gap
-from conformance.peft_layout import Damage
+from conformance.peft_layout import NOWHERE, Damage
 
 _SQUARE: dict[str, Any] = {"in_features": 3, "out_features": 3, "r": 2, "alpha": 4.0}
 _CONV = {"kind": "conv", "in_features": 1, "out_features": 1, "r": 2, "alpha": 4.0, "padding": (0,), "stride": (1,)}
@@ -149,6 +149,49 @@ GAPS = (
         "never",
         "from_pretrained warns about missing tensors and ignores foreign ones: a model without its adapter is returned",
         case={"r": 2, "alpha": 1.0, "operation": Damage.EMPTY.value},
+        where={"operation": tuple(kind.value for kind in _SILENT_LOADS)},
+        upstream="https://github.com/huggingface/peft/pull/2118",
+    ),
+    Gap(
+        "added-adapter-isolation",
+        "never",
+        "load_adapter puts the whole model into eval mode, also while another adapter is trained: no more dropout",
+        case={"states": ("training",)},
+        where={"training": (True,)},
+    ),
+    Gap(
+        "added-adapter-isolation",
+        "never",
+        "load_adapter unmerges what is merged, by subtraction, with a warning: W does not quite come back",
+        case={"states": ("merged",)},
+        where={"merged": (True,)},
+    ),
+    Gap(
+        "added-adapter-isolation",
+        "notyet",
+        "a module that gets its first adapter while adapters are disabled is not: it adds its delta once active",
+        case={"states": ("disabled",)},
+        where={"disabled": (True,), "widening": (True,)},
+    ),
+    Gap(
+        "load-atomic",
+        "notyet",
+        "load_adapter under a name that is taken keeps its alpha and modules, and drops tensors for others",
+        case={"operation": "", "taken": True, "ranks": (2,)},
+        where={"operation": ("", NOWHERE, Damage.SHAPE.value), "taken": (True,)},
+    ),
+    Gap(
+        "load-atomic",
+        "notyet",
+        "a load that is refused leaves an adapter with initial values, so that the right file meets its rank and alpha",
+        case={"operation": Damage.TRUNCATED.value},
+        where={"operation": (Damage.TRUNCATED.value, Damage.SHAPE.value), "taken": (False,)},
+    ),
+    Gap(
+        "load-atomic",
+        "never",
+        "load_adapter, too, warns about missing tensors and ignores foreign ones",
+        case={"operation": Damage.EMPTY.value},
         where={"operation": tuple(kind.value for kind in _SILENT_LOADS)},
         upstream="https://github.com/huggingface/peft/pull/2118",
     ),

@@ -78,7 +78,7 @@ class ReferenceHandle(TorchModelHandle):
         return self.adapted.layers()
 
     def factors(self, path: str, adapter: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
-        delta = self.adapted.adapters()[path].delta(adapter)
+        delta = self._delta(path, adapter)
         return delta.a, delta.b
 
     def base_tensors(self) -> Mapping[str, torch.Tensor]:
@@ -86,14 +86,21 @@ class ReferenceHandle(TorchModelHandle):
         return {k.replace(".base.", "."): v for k, v in state.items() if ".adapters." not in k}
 
     def spec_at(self, path: str, adapter: str = "default") -> tuple[int, float]:
-        delta = self.adapted.adapters()[path].delta(adapter)
+        delta = self._delta(path, adapter)
         return delta.spec.r, delta.scaling
+
+    def _delta(self, path: str, adapter: str) -> Delta:
+        site: Any = self.module.get_submodule(path)
+        return site.adapters.delta(adapter)  # type: ignore[no-any-return]
 
     def add(self, adapter: str, spec: LoraSpec) -> None:
         model.attach(self.module, spec, adapter, kind=type(self.adapted))
 
     def activate(self, *adapters: str) -> None:
         self.adapted.activate(*adapters)
+
+    def delete(self, adapter: str) -> None:
+        self.adapted.delete(adapter)
 
     def enable(self, on: bool) -> None:  # noqa: FBT001
         self.adapted.enable() if on else self.adapted.disable()
@@ -105,7 +112,7 @@ class ReferenceHandle(TorchModelHandle):
         self.adapted.unmerge()
 
     def weight(self, path: str) -> torch.Tensor:
-        return ReferenceLayer().weight(self.adapted.layers()[path])
+        return ReferenceLayer().weight(self.module.get_submodule(path))
 
 
 class ReferenceModel:
@@ -123,6 +130,9 @@ class ReferenceStore:
 
     def load(self, module: nn.Module, folder: Path) -> ReferenceHandle:
         return ReferenceHandle(store.load(module, folder, kind=self.kind))
+
+    def add(self, handle: Any, folder: Path, adapter: str) -> None:
+        store.load(handle.module, folder, adapter)
 
 
 class ReferenceBatch(TorchBatch):

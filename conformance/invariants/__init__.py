@@ -25,6 +25,7 @@ from conformance.invariants import on_models as on_models
 from conformance.invariants import tied as tied
 from conformance.invariants import targets as targets
 from conformance.invariants import persistence as persistence
+from conformance.invariants import loading as loading
 from conformance.invariants import ways as ways
 from conformance.invariants import autocast as autocast
 from conformance.invariants import training as training

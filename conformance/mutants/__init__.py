@@ -4,6 +4,7 @@ from conformance.mutants import adapters as adapters
 from conformance.mutants import article as article
 from conformance.mutants import autocast as autocast
 from conformance.mutants import batch as batch
+from conformance.mutants import beside as beside
 from conformance.mutants import caches as caches
 from conformance.mutants import combining as combining
 from conformance.mutants import conv as conv
@@ -19,6 +20,7 @@ from conformance.mutants import gradients as gradients
 from conformance.mutants import init as init
 from conformance.mutants import layout as layout
 from conformance.mutants import lifecycle as lifecycle
+from conformance.mutants import loading as loading
 from conformance.mutants import memory as memory
 from conformance.mutants import merge as merge
 from conformance.mutants import merge_state as merge_state
@@ -26,6 +28,7 @@ from conformance.mutants import mode as mode
 from conformance.mutants import operators as operators
 from conformance.mutants import persistence as persistence
 from conformance.mutants import quantised as quantised
+from conformance.mutants import refused as refused
 from conformance.mutants import residual as residual
 from conformance.mutants import scaling as scaling
 from conformance.mutants import targets as targets

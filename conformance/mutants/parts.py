@@ -19,18 +19,22 @@ from conformance.contract import ModelHandle, Weights
 from conformance.peft_layout import CONFIG, WEIGHTS
 from conformance.torch_layer import Root
 from lora_ref.hooks import HookedModel
+from lora_ref.layers import Adapters
 from lora_ref.model import Adapted, LoraModel
 from lora_ref.spec import LoraSpec
 
 __all__ = [
+    "AfterLoad",
     "BrokenLayer",
     "BrokenModel",
     "BrokenStore",
     "Files",
+    "Load",
     "PartInModel",
     "ReferenceHandle",
     "ReferenceLayer",
     "ReferenceModel",
+    "all_adapters",
     "break_parts",
     "gradient_only",
     "on_gradient",
@@ -135,6 +139,32 @@ class BrokenStore(ReferenceStore):
             shutil.copytree(folder, copy)
             files.replace(copy)
             return super().load(module, copy)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A load beside others that has gone right so far; ``active`` were the active adapters before."""
+
+    handle: Any
+    adapter: str
+    active: tuple[str, ...]
+
+
+class AfterLoad(BrokenStore):
+    """Loads beside others as it should, and then does one thing more."""
+
+    def then(self, done: Load) -> None:
+        raise NotImplementedError
+
+    def add(self, handle: Any, folder: Path, adapter: str) -> None:
+        active = handle.adapted.active
+        super().add(handle, folder, adapter)
+        self.then(Load(handle, adapter, active))
+
+
+def all_adapters(handle: Any) -> list[Adapters]:
+    """Those of each site."""
+    return list(handle.adapted.adapters().values())
 
 
 def on_gradient(value: Tensor, edit: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from lora_ref.errors import LoraError
-from lora_ref.layers import LoraLayer
+from lora_ref.layers import LoraLayer, outer_modules
 from lora_ref.model import attach
 from lora_ref.spec import LoraSpec
 
@@ -248,6 +248,29 @@ def test_two_adapters_at_different_modules():
     one.delete("two")
     assert torch.equal(logits(model), bare)
     assert not one.layers()
+
+
+def test_another_adapter_leaves_what_trains_as_the_user_set_it():
+    lora = attach(llama(), LoraSpec(r=2, alpha=3, targets=("q_proj",)))
+    for delta in lora.deltas("default").values():
+        delta.a.requires_grad_(requires_grad=False)
+    attach(lora.module, LoraSpec(r=2, alpha=3, targets=("q_proj", "v_proj")), "other")
+    assert _trained(lora) == {"default.b"}
+    lora.activate("other")
+    assert _trained(lora) == {"other.a", "other.b"}
+
+
+def _trained(lora):
+    named = lora.module.named_parameters()
+    return {".".join(name.split(".")[-2:]) for name, parameter in named if parameter.requires_grad}
+
+
+def test_what_controls_walk_through_does_not_grow_with_the_number_of_adapters():
+    lora = attach(llama(), LoraSpec(r=2, alpha=3, targets=("q_proj",)))
+    walked = outer_modules(lora.module)
+    attach(lora.module, LoraSpec(r=3, alpha=1, targets=("q_proj",)), "other")
+    assert outer_modules(lora.module).keys() == walked.keys()
+    assert walked.items() <= dict(lora.module.named_modules()).items()
 
 
 def test_a_disabled_model_stays_disabled():
