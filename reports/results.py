@@ -154,17 +154,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]], footer: Mapping[str, Any]) -> Results:
-    for name in ("suite", "digest", "profile", "command", "started"):
-        if not isinstance(header[name], str):
-            raise TypeError(f"{name} is {str(header[name])[:40]!r}")
-    about = [header["models"], header["versions"].values(), *(line.get("features", ()) for line in lines)]
-    for backend in header["backends"]:
-        named = (backend.get("name", ""), backend["reference"], backend.get("version", ""))
-        about += [backend.get("features", ()), named]
-    for one in header["invariants"]:
-        about += [one["after"], (one["id"], one["family"], one["statement"])]
-    if not all(isinstance(word, str) for words in about for word in words):
-        raise TypeError("a name is no text")
+    _check_texts(header, lines)
     invariants = tuple(Invariant(**{**i, "after": tuple(i["after"])}) for i in header["invariants"])
     records = [_record(line) for line in lines]
     if any(record.invariant == IMPORT for record in records):
@@ -193,6 +183,20 @@ def _results(path: Path, header: Mapping[str, Any], lines: list[dict[str, Any]],
         seconds=float(footer["seconds"]),
         records=tuple(_with_roots(records, invariants)),
     )
+
+
+def _check_texts(header: Mapping[str, Any], lines: list[dict[str, Any]]) -> None:
+    for name in ("suite", "digest", "profile", "command", "started"):
+        if not isinstance(header[name], str):
+            raise TypeError(f"{name} is {str(header[name])[:40]!r}")
+    about = [header["models"], header["versions"].values(), *(line.get("features", ()) for line in lines)]
+    for backend in header["backends"]:
+        words = (backend.get("name", ""), backend["reference"], backend.get("version", ""))
+        about += [backend.get("features", ()), words]
+    for one in header["invariants"]:
+        about += [one["after"], (one["id"], one["family"], one["statement"])]
+    if not all(isinstance(word, str) for words in about for word in words):
+        raise TypeError("a name is no text")
 
 
 def _record(line: Mapping[str, Any]) -> Record:

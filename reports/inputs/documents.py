@@ -63,7 +63,7 @@ def _history(file: str, found: Mapping[str, Any]) -> dict[str, Rows]:
     runs, courses, points = found["runs"], [], []
     dates = [datetime.fromisoformat(run["timestamp"]) for run in runs]
     for series in found["series"]:
-        key = {name: _text(series[name]) for name in ("case_id", "backend", "metric", "device_name")}
+        key: dict[str, Any] = {name: _text(series[name]) for name in ("case_id", "backend", "metric", "device_name")}
         key["threads"] = int(series["threads"])
         segments = [(int(start), _maybe(level)) for start, level in series["segments"]]
         words = {name: _text(series[name]) for name in ("unit", "course", "note")}

@@ -271,7 +271,7 @@ async function copy(text, button) {
     area.remove();
   }
   button.textContent = done ? "Copied" : "Select and copy";
-  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  setTimeout(() => { button.textContent = "Copy"; }, 4000);
 }
 
 // The kill matrix is drawn when it is first opened: it has tens of thousands of cells.

@@ -189,7 +189,7 @@ def test_a_cell_opens_its_counterexample_and_the_command_is_copied(opened: Opene
     assert "Cause: the delta is doubled" in text
     assert "expected   512" in text
     dialog.get_by_role("button", name="Copy").click()
-    assert dialog.get_by_role("button", name="Copied").is_visible()
+    dialog.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "lora-conformance reproduce forward --case '{}'"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
