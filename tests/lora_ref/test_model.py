@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from lora_ref.errors import LoraError
 from lora_ref.layers import LoraLayer, outer_modules
-from lora_ref.model import attach
+from lora_ref.model import LoraModel, attach
 from lora_ref.spec import LoraSpec
 
 IDS = torch.tensor([[1, 5, 9, 2], [3, 3, 0, 96]])
@@ -260,7 +260,7 @@ def test_another_adapter_leaves_what_trains_as_the_user_set_it():
     assert _trained(lora) == {"other.a", "other.b"}
 
 
-def _trained(lora):
+def _trained(lora: LoraModel) -> set[str]:
     named = lora.module.named_parameters()
     return {".".join(name.split(".")[-2:]) for name, parameter in named if parameter.requires_grad}
 
