@@ -68,7 +68,7 @@ def first_failure(trial: Trial, seed: int, examples: int = EXAMPLES["full"]) -> 
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=max(1, examples // trial.check.cost),
+        max_examples=max(1, int(examples / trial.check.cost)),
         database=None,
         deadline=None,
         phases=[Phase.generate],
