@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lora_ref.fused.dropout import draw
-from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.once import once
+from lora_ref.fused.precision import as_written, cast, kept, region
 from lora_ref.fused.products import Scaling, flat
 from lora_ref.fused.shared import as_inputs, needed, projections_of, tensors_of
 from lora_ref.fused.single import check_frozen
@@ -53,7 +53,8 @@ def mlp(
         LoraError: a W or a bias asks for a gradient.
     """
     projections = [*([gate] if gate else []), up, down]
-    check_frozen(*(tensor for each in projections for tensor in (each.w, each.bias)))
+    for each in projections:
+        check_frozen(each.w, each.bias)
     scalings = tuple(each.s for each in projections)
     y: Tensor = _FeedForward.apply(x, activation, dropout, region(x), scalings, *tensors_of(projections))  # type: ignore[no-untyped-call]
     return y
@@ -61,6 +62,7 @@ def mlp(
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
+    @as_written
     def forward(
         ctx: Any,
         x: Tensor,
@@ -74,45 +76,39 @@ class _FeedForward(torch.autograd.Function):
         need = needed(ctx.needs_input_grad[0], ctx.needs_input_grad[5:-4])
         need_down = needed(True, ctx.needs_input_grad[-4:])  # noqa: FBT003 (what comes before is trained too)
         mask = mask_down = None
-        with as_written(x):
-            x_low = cast(x, low)
-            if dropout:
-                mask = draw(flat(x_low), dropout)
-            inner, h = Stack.of(first, low, dropout).forward(x_low, mask)  # (..., inner) each
-            z = _product(_FORWARD[activation](inner[0]), inner)
-            if dropout:
-                mask_down = draw(flat(z), dropout)
-            (y,), h_down = Stack.of([down], low, dropout).forward(z, mask_down)
-        x_kept = x if x.element_size() <= x_low.element_size() else x_low
-        kept = (x_kept if need.a else None, h if need.b else None, h_down if need_down.b else None)
-        ctx.save_for_backward(*kept, mask, mask_down, *inner, *tensors)
-        ctx.needs, ctx.x = (need, need_down), (x.shape, x.dtype)
-        ctx.activation, ctx.dropout, ctx.low, ctx.scalings = activation, dropout, low, scalings
+        x_low = cast(x, low)
+        if dropout:
+            mask = draw(flat(x_low), dropout)
+        inner, h = Stack.of(first, low, dropout).forward(x_low, mask)  # (..., inner) each
+        z = _product(_FORWARD[activation](inner[0]), inner)
+        if dropout:
+            mask_down = draw(flat(z), dropout)
+        (y,), h_down = Stack.of([down], low, dropout).forward(z, mask_down)
+        own = (kept(x, x_low) if need.a else None, h if need.b else None, h_down if need_down.b else None)
+        ctx.save_for_backward(*own, mask, mask_down, *inner, *tensors)
+        ctx.known = need, need_down, activation, dropout, low, scalings, x.shape, x.dtype
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
+    @as_written
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        need, need_down, activation, dropout, low, scalings, shape, dtype = ctx.known
         x, h, h_down, mask, mask_down, *rest = ctx.saved_tensors
-        inner, tensors = rest[: len(ctx.scalings) - 1], rest[len(ctx.scalings) - 1 :]
-        *first, down = projections_of(tensors, ctx.scalings)
-        need, need_down = ctx.needs
-        with as_written(dy):
-            acted = _FORWARD[ctx.activation](inner[0])  # (..., inner)
-            z = _product(acted.clone() if len(inner) > 1 else acted, inner)
-            stack = Stack.of([down], ctx.low, ctx.dropout)
-            dz, of_down = stack.backward([dy], z, h_down, mask_down, need_down)
-            del z
-            assert dz is not None
-            d_inner = [dz := dz.view(acted.shape)]
-            if len(inner) > 1:
-                d_inner.append(acted.mul_(dz))
-                dz.mul_(inner[1])
-            _BACKWARD[ctx.activation](dz, inner[0], grad_input=dz)
-            stack = Stack.of(first, ctx.low, ctx.dropout)
-            dx, of_first = stack.backward(d_inner, x, h, mask, need)
-            shape, dtype = ctx.x
-            dx = None if dx is None else cast(dx, dtype).view(shape)
+        inner, tensors = rest[: len(scalings) - 1], rest[len(scalings) - 1 :]
+        *first, down = projections_of(tensors, scalings)
+        acted = _FORWARD[activation](inner[0])  # (..., inner)
+        z = _product(acted.clone() if len(inner) > 1 else acted, inner)
+        dz, of_down = Stack.of([down], low, dropout).backward([dy], z, h_down, mask_down, need_down)
+        del z
+        assert dz is not None
+        d_inner = [dz := dz.view(acted.shape)]
+        if len(inner) > 1:
+            d_inner.append(acted.mul_(dz))
+            dz.mul_(inner[1])
+        _BACKWARD[activation](dz, inner[0], grad_input=dz)
+        dx, of_first = Stack.of(first, low, dropout).backward(d_inner, x, h, mask, need)
+        dx = None if dx is None else cast(dx, dtype).view(shape)
         return dx, None, None, None, None, *as_inputs([*of_first, *of_down])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_ref.delta import Delta, FusedDelta, LinearDelta, is_quantised, weight_of
+from lora_ref.delta import Delta, FusedDelta, LinearDelta, is_quantised
 from lora_ref.fused.blocks import fuse_blocks, release_blocks
 from lora_ref.fused.products import stacked
 from lora_ref.fused.served import Served, is_bare, is_frozen_product
@@ -30,24 +30,32 @@ class FusedLayer(LoraLayer):
 
     def served(self) -> Served | None:
         """What the fused functions are to compute, or None where they cannot."""
-        deltas = [self.adapters.delta(name) for name in self.adapters.applied()]
-        if not deltas or self.merged or not self._serves(deltas):
+        adapters, base = self.adapters, self.base
+        names = adapters.applied()
+        if not names or self.merged or not is_frozen_product(base) or _quantised(base):
             return None
-        weight, first = weight_of(self.base), deltas[0]
-        w = weight.t() if first.transposed else weight  # (out, in)
-        projection = Projection(w, self.bias, *stacked([(*delta.factors(), delta.scaling) for delta in deltas]))
+        deltas = [adapters.delta(name) for name in names]
+        if not _one_product(deltas):
+            return None
+        first, own = deltas[0], base._parameters  # noqa: SLF001 (what is_frozen_product has looked at)
+        w = own["weight"].t() if first.transposed else own["weight"]  # type: ignore[union-attr] # (out, in)
+        a, b, s = stacked([(*delta.factors(), delta.scaling) for delta in deltas])
         m = first.m if isinstance(first, DoraDelta) else None
-        return Served(projection, first.spec.dropout if first.training else 0.0, m)
+        return Served(Projection(w, own["bias"], a, b, s), first.spec.dropout if first.training else 0.0, m)  # type: ignore[arg-type]
 
-    def _serves(self, deltas: list[Delta]) -> bool:
-        """Several adapters at once are one product, unless each has a dropout mask or a magnitude of its own."""
-        alone = len(deltas) == 1
-        return (
-            (type(self.base) is nn.Linear or not is_quantised(self.base))
-            and is_frozen_product(self.base)
-            and all(isinstance(delta, LinearDelta | FusedDelta) and is_bare(delta) for delta in deltas)
-            and (alone or not any(isinstance(d, DoraDelta) or (d.training and d.spec.dropout) for d in deltas))
-        )
+
+def _one_product(deltas: list[Delta]) -> bool:
+    """Several adapters at once are one product, unless each has a dropout mask or a magnitude of its own."""
+    for delta in deltas:
+        if not isinstance(delta, LinearDelta | FusedDelta) or not is_bare(delta):
+            return False
+        if len(deltas) > 1 and (isinstance(delta, DoraDelta) or (delta.training and delta.spec.dropout)):
+            return False
+    return True
+
+
+def _quantised(base: nn.Module) -> bool:
+    return type(base) is not nn.Linear and is_quantised(base)
 
 
 class FusedModel(LoraModel):

@@ -72,7 +72,6 @@ def join(
     terms: Sequence[tuple[Tensor, Tensor]],
     columns: Tensor,
     factor: Tensor,
-    *,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:

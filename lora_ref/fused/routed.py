@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.once import once
+from lora_ref.fused.precision import as_written, cast, kept, region
 from lora_ref.fused.products import expand, flat, shrink
 from lora_ref.fused.single import check_frozen
 from lora_ref.routing import Routed, check_index
@@ -55,6 +55,7 @@ def batch(x: Tensor, w: Tensor, bias: Tensor | None, adapters: Sequence[Routed],
 
 class _Routed(torch.autograd.Function):
     @staticmethod
+    @as_written
     def forward(
         ctx: Any,
         x: Tensor,
@@ -65,41 +66,38 @@ class _Routed(torch.autograd.Function):
         low: torch.dtype | None,
         *factors: Tensor,
     ) -> Tensor:
-        with as_written(x):
-            x_low = cast(x, low)
-            rows = _sorted(x_low, sorting)
-            y = F.linear(rows, cast(w, low), None if bias is None else cast(bias, low))  # (rows, ..., out)
-            hidden = []
-            for (start, stop, s), a, b in zip(segments, factors[::2], factors[1::2], strict=True):
-                wide = low or torch.promote_types(w.dtype, a.dtype)
-                h = shrink(cast(a, wide), cast(flat(rows[start:stop]), wide), s)  # (r, tokens)
-                expand(flat(y[start:stop]), h, cast(b, wide).t())
-                hidden.append(h)
-            y = _unsorted(y, sorting)
-        kept = x if x.element_size() <= x_low.element_size() else x_low
-        ctx.save_for_backward(kept, w, sorting, *factors, *hidden)
-        ctx.segments, ctx.low, ctx.dtype = segments, low, x.dtype
-        return y
+        x_low = cast(x, low)
+        rows = _sorted(x_low, sorting)
+        y = F.linear(rows, cast(w, low), None if bias is None else cast(bias, low))  # (rows, ..., out)
+        hidden = []
+        for (start, stop, s), a, b in zip(segments, factors[::2], factors[1::2], strict=True):
+            wide = low or torch.promote_types(w.dtype, a.dtype)
+            h = shrink(cast(a, wide), cast(flat(rows[start:stop]), wide), s)  # (r, tokens)
+            expand(flat(y[start:stop]), h, cast(b, wide).t())
+            hidden.append(h)
+        ctx.save_for_backward(kept(x, x_low), w, sorting, *factors, *hidden)
+        ctx.known = segments, low, x.dtype
+        return _unsorted(y, sorting)
 
     @staticmethod
-    @once_differentiable
+    @once
+    @as_written
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, sorting, *rest = ctx.saved_tensors
-        count, low = len(ctx.segments), ctx.low
-        factors, hidden = rest[: 2 * count], rest[2 * count :]
+        segments, low, dtype = ctx.known
+        factors, hidden = rest[: 2 * len(segments)], rest[2 * len(segments) :]
         gradients: list[Tensor | None] = []
-        with as_written(dy):
-            rows, dy = _sorted(x, sorting), _sorted(dy, sorting).contiguous()
-            dx = dy @ cast(w, low) if ctx.needs_input_grad[0] else None  # (rows, ..., in)
-            for (start, stop, s), a, b, h in zip(ctx.segments, factors[::2], factors[1::2], hidden, strict=True):
-                d_own = cast(flat(dy[start:stop]), h.dtype)  # (tokens, out)
-                p, q = cast(a, h.dtype), cast(b, h.dtype).t()
-                u = shrink(q, d_own, s)  # (r, tokens)
-                gradients.append(cast(u @ cast(flat(rows[start:stop]), h.dtype), a.dtype) if a.requires_grad else None)
-                gradients.append(cast(h @ d_own, b.dtype).t() if b.requires_grad else None)
-                if dx is not None:
-                    expand(flat(dx[start:stop]), u, p)
-            dx = None if dx is None else cast(_unsorted(dx, sorting), ctx.dtype)
+        rows, dy = _sorted(x, sorting), _sorted(dy, sorting).contiguous()
+        dx = dy @ cast(w, low) if ctx.needs_input_grad[0] else None  # (rows, ..., in)
+        for (start, stop, s), a, b, h in zip(segments, factors[::2], factors[1::2], hidden, strict=True):
+            d_own = cast(flat(dy[start:stop]), h.dtype)  # (tokens, out)
+            p, q = cast(a, h.dtype), cast(b, h.dtype).t()
+            u = shrink(q, d_own, s)  # (r, tokens)
+            gradients.append(cast(u @ cast(flat(rows[start:stop]), h.dtype), a.dtype) if a.requires_grad else None)
+            gradients.append(cast(h @ d_own, b.dtype).t() if b.requires_grad else None)
+            if dx is not None:
+                expand(flat(dx[start:stop]), u, p)
+        dx = None if dx is None else cast(_unsorted(dx, sorting), dtype)
         return dx, None, None, None, None, None, *gradients
 
 

@@ -45,10 +45,13 @@ def is_bare(module: nn.Module) -> bool:
 def is_frozen_product(base: nn.Module) -> bool:
     """Whether a call of this linear layer is x Wᵀ + bias with plain tensors that do not train, and nothing else."""
     own = base._parameters  # noqa: SLF001 (a parametrized weight is an attribute, not a parameter)
-    weight, trained = own.get("weight"), any(p is not None and p.requires_grad for p in own.values())
-    return not trained and weight is not None and is_plain(weight) and is_bare(base)
+    for parameter in own.values():
+        if parameter is not None and parameter.requires_grad:
+            return False
+    weight = own.get("weight")
+    return weight is not None and is_plain(weight) and is_bare(base)
 
 
 def is_plain(weight: Tensor) -> bool:
     """Whether the tensor holds its numbers as they are: neither quantised nor spread over devices."""
-    return weight.dtype in _PLAIN and not is_traceable_wrapper_subclass(weight)
+    return weight.dtype in _PLAIN and (type(weight) is nn.Parameter or not is_traceable_wrapper_subclass(weight))

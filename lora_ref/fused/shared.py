@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lora_ref.fused.dropout import draw
+from lora_ref.fused.once import once
 from lora_ref.fused.orders import Need
-from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.precision import as_written, cast, kept, region
 from lora_ref.fused.products import Scaling, flat
 from lora_ref.fused.single import check_frozen
 from lora_ref.fused.stack import Projection, Stack
@@ -29,7 +29,8 @@ def project(x: Tensor, *projections: Projection, dropout: float = 0.0) -> tuple[
     Raises:
         LoraError: a W or a bias asks for a gradient.
     """
-    check_frozen(*(tensor for each in projections for tensor in (each.w, each.bias)))
+    for each in projections:
+        check_frozen(each.w, each.bias)
     scalings = tuple(each.s for each in projections)
     y: tuple[Tensor, ...] = _Shared.apply(x, dropout, region(x), scalings, *tensors_of(projections))  # type: ignore[no-untyped-call]
     return y
@@ -57,26 +58,24 @@ def needed(of_x: bool, of_tensors: Sequence[bool]) -> Need:  # noqa: FBT001 (as 
 
 class _Shared(torch.autograd.Function):
     @staticmethod
+    @as_written
     def forward(
         ctx: Any, x: Tensor, dropout: float, low: torch.dtype | None, scalings: tuple[Scaling, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        need = needed(ctx.needs_input_grad[0], ctx.needs_input_grad[4:])
-        with as_written(x):
-            x_low = cast(x, low)
-            mask = draw(flat(x_low), dropout) if dropout else None
-            outputs, h = Stack.of(projections_of(tensors, scalings), low, dropout).forward(x_low, mask)
-        kept = x if x.element_size() <= x_low.element_size() else x_low
-        ctx.save_for_backward(kept if need.a else None, h if need.b else None, mask, *tensors)
-        ctx.need, ctx.dropout, ctx.low, ctx.scalings, ctx.x = need, dropout, low, scalings, (x.shape, x.dtype)
+        need, x_low = needed(ctx.needs_input_grad[0], ctx.needs_input_grad[4:]), cast(x, low)
+        mask = draw(flat(x_low), dropout) if dropout else None
+        outputs, h = Stack.of(projections_of(tensors, scalings), low, dropout).forward(x_low, mask)
+        ctx.save_for_backward(kept(x, x_low) if need.a else None, h if need.b else None, mask, *tensors)
+        ctx.known = need, dropout, low, scalings, x.shape, x.dtype
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @once
+    @as_written
     def backward(ctx: Any, *d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, h, mask, *tensors = ctx.saved_tensors
-        with as_written(d_out[0]):
-            stack = Stack.of(projections_of(tensors, ctx.scalings), ctx.low, ctx.dropout)
-            dx, gradients = stack.backward(d_out, x, h, mask, ctx.need)
-            shape, dtype = ctx.x
-            dx = None if dx is None else cast(dx, dtype).view(shape)
+        need, dropout, low, scalings, shape, dtype = ctx.known
+        stack = Stack.of(projections_of(tensors, scalings), low, dropout)
+        dx, gradients = stack.backward(d_out, x, h, mask, need)
+        dx = None if dx is None else cast(dx, dtype).view(shape)
         return dx, None, None, None, *as_inputs(gradients)

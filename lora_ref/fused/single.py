@@ -11,13 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lora_ref.errors import LoraError
 from lora_ref.fused.dropout import draw, keep
+from lora_ref.fused.once import once
 from lora_ref.fused.orders import FACTORED, Need, Order, cheapest
-from lora_ref.fused.precision import as_written, cast, region
+from lora_ref.fused.precision import as_written, cast, kept, no_region, region
 from lora_ref.fused.products import Scaling, flat, formed, join, scaled, shrink
+
+_WIDE = {torch.float32, torch.float64}
 
 
 def linear(
@@ -33,13 +35,12 @@ def linear(
         LoraError: W or bias asks for a gradient.
     """
     check_frozen(w, bias)
-    low, order = region(x), FACTORED
+    low, need, order = region(x), Need(x.requires_grad, a.requires_grad, b.requires_grad), FACTORED
     # in fewer bits the sum of W and s·B·A would be rounded to them, and the delta would suffer
-    if not (dropout or low) and isinstance(s, float) and w.dtype == a.dtype in {torch.float32, torch.float64}:
-        need = Need(x.requires_grad, a.requires_grad, b.requires_grad)
+    if w.dtype == a.dtype in _WIDE and not (dropout or low or isinstance(s, tuple)):
         (n, k), r = w.shape, a.shape[0]
         order = cheapest(x.numel() // k, k, n, r, need)
-    y: Tensor = _Linear.apply(x, w, bias, a, b, s, dropout, low, order)  # type: ignore[no-untyped-call]
+    y: Tensor = _Linear.apply(x, w, bias, a, b, s, dropout, low, order, need)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -52,21 +53,23 @@ def dora(
     """
     check_frozen(w, bias)
     wide = torch.promote_types(w.dtype, torch.float32)
-    with torch.no_grad(), as_written(x):
+    with torch.no_grad(), no_region(x.device.type):
         v = formed(w.to(wide), a.to(wide), b.to(wide), s)  # (out, in)
         norm = torch.linalg.vector_norm(v, dim=1)
-    z: Tensor = _Linear.apply(x, w, None, a, b, s, dropout, region(x), FACTORED)  # type: ignore[no-untyped-call]
+    need = Need(x.requires_grad, a.requires_grad, b.requires_grad)
+    z: Tensor = _Linear.apply(x, w, None, a, b, s, dropout, region(x), FACTORED, need)  # type: ignore[no-untyped-call]
     c = torch.where(norm > 0, m / torch.where(norm > 0, norm, 1), 1).to(z.dtype)
     return z * c if bias is None else torch.addcmul(bias.to(z.dtype), z, c)  # (..., out)
 
 
-def check_frozen(*tensors: Tensor | None) -> None:
-    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+def check_frozen(w: Tensor, bias: Tensor | None) -> None:
+    if w.requires_grad or (bias is not None and bias.requires_grad):
         raise LoraError("W and bias are frozen here and get no gradient: set their requires_grad to False")
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
+    @as_written
     def forward(
         ctx: Any,
         x: Tensor,
@@ -78,54 +81,58 @@ class _Linear(torch.autograd.Function):
         dropout: float,
         low: torch.dtype | None,
         order: Order,
+        need: Need,
     ) -> Tensor:
-        needs, wide = ctx.needs_input_grad, low or torch.promote_types(w.dtype, a.dtype)
-        need, h, mask = Need(needs[0], needs[3], needs[4]), None, None
-        with as_written(x):
-            x_low = cast(x, low)
-            if order.forward:
-                y = F.linear(x, formed(w, a, b, s), bias)  # (..., out)
-            else:
-                rows = flat(x_low)  # (M, in)
-                if dropout:
-                    mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
-                h = shrink(cast(a, wide), cast(keep(rows, mask), wide), s)  # (r, M)
-                y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
-                terms, low_bias = [(rows, cast(w, low).t())], None if bias is None else cast(bias, low)
-                join(flat(y), terms, h, cast(b, wide).t(), bias=low_bias)
+        wide, x_low, h, mask = low or torch.promote_types(w.dtype, a.dtype), cast(x, low), None, None
+        if order.forward:
+            y = F.linear(x, formed(w, a, b, s), bias)  # (..., out)
+        else:
+            rows = flat(x_low)  # (M, in)
+            if dropout:
+                mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
+            h = shrink(cast(a, wide), cast(keep(rows, mask), wide), s)  # (r, M)
+            y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
+            low_bias = None if bias is None else cast(bias, low)
+            join(flat(y), [(rows, cast(w, low).t())], h, cast(b, wide).t(), low_bias)
         wants_x = need.a or (need.b and (h is None or order.gradient))
-        kept = x if x.element_size() <= x_low.element_size() else x_low  # x itself costs nothing, unless it is wider
-        h = h if need.b and not order.gradient else None
-        ctx.save_for_backward(kept if wants_x else None, w if need.x else None, a, b, h, mask)
-        ctx.need, ctx.order, ctx.s, ctx.low, ctx.wide, ctx.x = need, order, s, low, wide, (x.shape, x.dtype)
+        ctx.save_for_backward(
+            kept(x, x_low) if wants_x else None,
+            w if need.x else None,
+            a,
+            b,
+            h if need.b and not order.gradient else None,
+            mask,
+        )
+        ctx.known = need, order, s, low, wide, x.shape, x.dtype
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
+    @as_written
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, h, mask = ctx.saved_tensors
-        need, order, s, wide, (shape, dtype) = ctx.need, ctx.order, ctx.s, ctx.wide, ctx.x
+        need, order, s, low, wide, shape, dtype = ctx.known
         u: Any = None  # (r, M)
         dx = da = db = None
-        with as_written(dy):
-            dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
-            p, q, dy_wide = cast(a, wide), cast(b, wide).t(), cast(dy, wide)
-            if (need.a and not order.gradient) or (need.x and not order.backward):
-                u = shrink(q, dy_wide, s)
-            if order.gradient:
-                d_weight = dy.t() @ flat(x)  # (out, in)
-                da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
-                db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
-            else:
-                if need.b:
-                    h = shrink(p, flat(x), s) if h is None else h
-                    db = cast(h @ dy_wide, b.dtype).t()
-                del dy_wide  # where it is a copy, it goes before the next one is made
-                if need.a:
-                    da = cast(u @ cast(keep(flat(x), mask), wide), a.dtype)
-            if need.x and order.backward:
+        dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
+        p, q, dy_wide = cast(a, wide), cast(b, wide).t(), cast(dy, wide)
+        if (need.a and not order.gradient) or (need.x and not order.backward):
+            u = shrink(q, dy_wide, s)
+        if order.gradient:
+            d_weight = dy.t() @ flat(x)  # (out, in)
+            da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
+            db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
+        else:
+            if need.b:
+                h = shrink(p, flat(x), s) if h is None else h
+                db = cast(h @ dy_wide, b.dtype).t()
+            del dy_wide  # where it is a copy, it goes before the next one is made
+            if need.a:
+                da = cast(u @ cast(keep(flat(x), mask), wide), a.dtype)
+        if need.x:
+            if order.backward:
                 dx = dy @ formed(w, a, b, s)  # (M, in)
-            elif need.x:
-                dx = join(dy.new_empty(dy.shape[0], w.shape[1]), [(dy, cast(w, ctx.low))], u, p, mask=mask)
-        dx = None if dx is None else cast(dx, dtype).view(shape)
-        return dx, None, None, da, db, None, None, None, None
+            else:
+                dx = join(dy.new_empty(dy.shape[0], w.shape[1]), [(dy, cast(w, low))], u, p, None, mask)
+            dx = cast(dx, dtype).view(shape)
+        return dx, None, None, da, db, None, None, None, None, None

@@ -70,7 +70,7 @@ class Stack:
         for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):
             y = x.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
             low_bias = None if bias is None else cast(bias, self.low)
-            join(flat(y), [(rows, cast(w, self.low).t())], own, q, bias=low_bias)
+            join(flat(y), [(rows, cast(w, self.low).t())], own, q, low_bias)
             outputs.append(y)
         return outputs, h
 
@@ -96,7 +96,7 @@ class Stack:
             return None, gradients
         dx = d_rows[0].new_empty(u.shape[1], self.p.shape[1])  # (M, in)
         terms = [(dy, cast(each.w, self.low)) for dy, each in zip(d_rows, self.projections, strict=True)]
-        return join(dx, terms, u, self.p, mask=mask), gradients
+        return join(dx, terms, u, self.p, None, mask), gradients
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What A sees: (M, in)."""

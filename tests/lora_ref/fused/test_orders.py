@@ -36,7 +36,7 @@ def gradients(y: Tensor, *wanted: Tensor) -> list[Tensor]:
 
 def run(order: Order, need: Need) -> list[Tensor]:
     x, w, a, b = leaves(need)
-    y = _Linear.apply(x, w, None, a, b, 0.5, 0.0, None, order)
+    y = _Linear.apply(x, w, None, a, b, 0.5, 0.0, None, order, need)
     return [y.detach(), *gradients(y, x, a, b)]
 
 
