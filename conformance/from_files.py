@@ -55,7 +55,11 @@ class FromFiles:
 
     def state(self) -> State:
         paths = {name: files.factors for name, files in self.adapters.items()}
-        return State(self.subject, self.case, self.handle, paths)
+        return State(self.subject, self.handle, paths)
+
+    def must_hold(self, state: State, after: str, when: str = "plain") -> None:
+        state.must_hold(f"after {after}")
+        self.judge_sites(after, when)
 
     def activate(self, name: str) -> None:
         self.handle.activate(name)
@@ -80,14 +84,15 @@ class FromFiles:
         except Exception:
             if when != "merged":
                 raise
-            state.must_hold("a load that was refused while merged")
+            self.must_hold(state, "a load was refused while merged", when)
             self._unmerge()
             self.subject.store.add(self.handle, self.files[n].folder, name)
         else:
-            state.must_hold(f"loading {name!r} in the state {when!r}")
+            self.must_hold(state, f"{name!r} was loaded in the state {when!r}", when)
+            self.adapters[name] = self.files[n]
             if when == "disabled":
                 self.activate(name)
-                state.judge_outputs(f"activating {name!r} while disabled")
+                self.judge_sites(f"{name!r} is active, but all are disabled", when)
                 self.handle.enable(on=True)
             elif when == "merged":
                 self._unmerge()
@@ -111,7 +116,7 @@ class FromFiles:
         del self.adapters[name]
         state = self.state()
         self.handle.delete(name)
-        state.must_hold(f"deleting {name!r}")
+        self.must_hold(state, f"{name!r} was deleted")
 
     def judge_factors(self, name: str) -> None:
         """A, B, r and s of the adapter are those of its files."""
@@ -126,18 +131,27 @@ class FromFiles:
                  (spec.r, spec.scaling), found)  # fmt: skip
 
     def judge_alone(self, name: str) -> None:
-        """With this adapter active each site gives the adapter's closed form, or the base's where it has none."""
         self.activate(name)
+        self.judge_sites(f"{name!r} alone is active")
+
+    def judge_sites(self, when: str, state: str = "plain") -> None:
+        """In eval mode each site gives the active adapter's closed form, or the base's where that has none or is off.
+
+        Bits are not asked for: a library may compute a module otherwise once its neighbour has an adapter.
+        """
+        module, mode = self.handle.module, self.handle.module.training
         with torch.no_grad(), watching(self.handle) as seen:
-            outputs(self.handle.module, self.case.loaded.inputs(self.case.seed))
-        files, manifest = self.adapters[name], self.subject.manifest
+            outputs(module.eval(), self.case.loaded.inputs(self.case.seed))
+        module.train(mode)
+        files, manifest = self.adapters[self.active], self.subject.manifest
         for path, call in seen.items():
-            quantity = f"y of {path} with {name!r} active"
-            if path not in files.factors:
-                other = next(other for other in self.files if path in other.factors)
-                base = oracle_of(other.case, path, *other.factors[path], manifest).base_forward(call.x)
+            quantity = f"y of {path} when {when}"
+            if path not in files.factors or state == "disabled":
+                owner = next(files for files in self.files if path in files.factors)
+                base = oracle_of(owner.case, path, *owner.factors[path], manifest).base_forward(call.x)
                 self.subject.judge(quantity, call.y, base, exact=False)
                 continue
-            oracle = site_oracle(files.case, self.handle, path, manifest, name)
+            oracle = site_oracle(files.case, self.handle, path, manifest, self.active)
+            expected = oracle.merged_forward(call.x, narrow=True) if state == "merged" else oracle.forward(call.x)
             delta, spec = oracle.delta(call.x).value, files.case.spec.at(path)
-            self.subject.judge(quantity, call.y, oracle.forward(call.x), exact=False, delta=delta, spec=spec)
+            self.subject.judge(quantity, call.y, expected, exact=False, delta=delta, spec=spec)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from conformance.contract import Array, Feature, ModelHandle
-from conformance.model_cases import ModelCase
-from conformance.sites import outputs
 from conformance.subject import Subject
 from conformance.torch_arrays import to_numpy
 from conformance.violation import must
@@ -31,19 +29,17 @@ class _Held:
 
 
 class State:
-    """The adapters with these paths, the base, the mode, and what the model computes in eval mode."""
+    """The adapters with these paths, the base, the weights in use and the mode."""
 
-    def __init__(
-        self, subject: Subject, case: ModelCase, handle: ModelHandle, adapters: Mapping[str, Iterable[str]]
-    ) -> None:
-        self.subject, self.case, self.handle = subject, case, handle
+    def __init__(self, subject: Subject, handle: ModelHandle, adapters: Mapping[str, Iterable[str]]) -> None:
+        self.subject, self.handle = subject, handle
         places = [(path, name) for name, paths in adapters.items() for path in paths]
         self.laws = {place: handle.spec_at(*place) for place in places}
         self.factors = {place: [_Held.of(factor) for factor in handle.factors(*place)] for place in places}
         self.base = {name: (to_numpy(t), t.requires_grad) for name, t in handle.base_tensors().items()}
         merging = subject.has(Feature.MERGE)
         self.weights = {path: to_numpy(handle.weight(path)) for path, _ in places if merging}
-        self.mode, self.outputs = self._modes(), self._outputs()
+        self.mode = self._modes()
 
     def must_hold(self, after: str) -> None:
         """Everything has the bits, the memory and the flags that it had.
@@ -52,25 +48,20 @@ class State:
             Violation: something has not.
         """
         same = self.subject.judge.same
-        must(self._modes() == self.mode, f"training mode after {after}", self.mode, self._modes())
+        must(self._modes() == self.mode, f"training mode {after}", self.mode, self._modes())
         for (path, name), held in self.factors.items():
             for which, before, live in zip("AB", held, self.handle.factors(path, name), strict=True):
-                self._must_be(before, _Held.of(live), f"{which} of {name!r} at {path} after {after}")
+                self._must_be(before, _Held.of(live), f"{which} of {name!r} at {path} {after}")
             law, now = self.laws[path, name], self.handle.spec_at(path, name)
-            must(now == law, f"rank and scaling of {name!r} at {path} after {after}", law, now)
+            must(now == law, f"rank and scaling of {name!r} at {path} {after}", law, now)
         tensors = self.handle.base_tensors()
         for name, (value, trainable) in self.base.items():
-            must(name in tensors, f"base tensor {name} after {after}", "it is there", "it is gone")
-            same(f"base tensor {name} after {after}", to_numpy(tensors[name]), value)
+            must(name in tensors, f"base tensor {name} {after}", "it is there", "it is gone")
+            same(f"base tensor {name} {after}", to_numpy(tensors[name]), value)
             asks = tensors[name].requires_grad
-            must(asks == trainable, f"base tensor {name} asks for gradients after {after}", trainable, asks)
+            must(asks == trainable, f"base tensor {name} asks for gradients {after}", trainable, asks)
         for path, weight in self.weights.items():
-            same(f"weight that is used at {path} after {after}", to_numpy(self.handle.weight(path)), weight)
-        self.judge_outputs(after)
-
-    def judge_outputs(self, after: str) -> None:
-        for nth, (y, before) in enumerate(zip(self._outputs(), self.outputs, strict=True)):
-            self.subject.judge.same(f"output {nth} of the model after {after}", y, before)
+            same(f"weight that is used at {path} {after}", to_numpy(self.handle.weight(path)), weight)
 
     def _must_be(self, before: _Held, now: _Held, what: str) -> None:
         must(now.place == before.place, f"dtype and device of {what}", before.place, now.place)
@@ -81,10 +72,3 @@ class State:
     def _modes(self) -> set[bool]:
         """Of the model and of every site, also of one that is new."""
         return {self.handle.module.training, *(site.training for site in self.handle.sites().values())}
-
-    def _outputs(self) -> list[Array]:
-        module, mode = self.handle.module, self.handle.module.training
-        with torch.no_grad():
-            found = [to_numpy(y) for y in outputs(module.eval(), self.case.loaded.inputs(self.case.seed))]
-        module.train(mode)
-        return found

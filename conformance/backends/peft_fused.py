@@ -6,6 +6,7 @@ Two of PEFT's gaps are closed by it: mixed batches round once, and DoRA takes an
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from conformance.backends import peft
@@ -39,6 +40,10 @@ class PeftFusedModels(peft.PeftModels):
 
 class PeftFusedStore(peft.PeftStore):
     kind = PeftFusedHandle
+
+    def add(self, handle: Any, folder: Path, adapter: str) -> None:
+        super().add(handle, folder, adapter)
+        accelerate(handle.module)
 
 
 class PeftFusedBatch(peft.PeftBatch):

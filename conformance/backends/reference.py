@@ -132,7 +132,7 @@ class ReferenceStore:
         return ReferenceHandle(store.load(module, folder, kind=self.kind))
 
     def add(self, handle: Any, folder: Path, adapter: str) -> None:
-        store.load(handle.module, folder, adapter)
+        store.load(handle.module, folder, adapter, kind=self.kind)
 
 
 class ReferenceBatch(TorchBatch):
