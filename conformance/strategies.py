@@ -46,6 +46,7 @@ class Draw:
     dora: bool = False  # with a magnitude for each output, and sometimes an output whose row of W and B is zero
     quantised: bool = False  # a base in 4 or 8 bits
     small: bool = False  # short sums only, where a check repeats itself
+    long: bool = False  # long sums only, where their order is to show
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
         return _cases(self, subject.manifest, subject.dtype)
@@ -85,6 +86,7 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
     tier = "bounded" if ask.dora or ask.quantised else draw(st.sampled_from(ask.tiers))
     mixed = ask.mixed and has(Feature.MIXED_DTYPE) and dtype != "float32" and draw(st.booleans())
     features = st.sampled_from(_FEATURES if tier == "exact" or kind != "linear" or ask.small else _FEATURES + _LONG)
+    features = st.sampled_from(_LONG[::-1]) if ask.long else features
     rank = _rank(draw, ask, manifest, tier)
     r, shape = rank["r"], draw(st.sampled_from(_SHAPES))
     fields: dict[str, object] = {

@@ -25,7 +25,7 @@ _REPEATS = 10
     cost=8,
     slow=True,
     dtypes=("float32", "bfloat16"),
-    draws=Draw(kinds=("linear", "transposed", "embedding"), rows=True, tiers=("bounded",)),
+    draws=Draw(kinds=("linear", "transposed", "embedding"), rows=True, tiers=("bounded",), long=True),
 )
 def _(subject: Subject, case: Case) -> None:
     """The same input gives the same bits: ten times in one process, after other inputs, and in another process.
