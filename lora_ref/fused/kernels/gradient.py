@@ -63,7 +63,7 @@ GRADIENT = Kernel(
         config(BLOCK_M=64, BLOCK_C=128, stages=3),
     ),
     mixed=(config(BLOCK_M=16, BLOCK_C=64, stages=4), config(BLOCK_M=16, BLOCK_C=128, stages=3)),
-    single=(config(BLOCK_M=16, BLOCK_C=64, stages=4), config(BLOCK_M=32, BLOCK_C=64, stages=3)),
+    single=(config(BLOCK_M=16, BLOCK_C=64, stages=4), config(BLOCK_M=32, BLOCK_C=32, stages=3)),
     unaligned=config(BLOCK_M=16, BLOCK_C=64, stages=2),
     lengths=("C", "v_row", "v_col"),
     rank_blocks={"half": (16, 64), "mixed": (16, 32), "single": (16, 32)},
