@@ -33,7 +33,8 @@ def _placed(tensor: Tensor | None) -> Any:
 
 def on_device(x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """Whatever device the tensors are on, and y on that of x."""
-    return lora_linear(*(_placed(tensor) for tensor in (x, w, bias, a, b)), scaling).to(x.device)
+    y = lora_linear(_placed(x), _placed(w), _placed(bias), _placed(a), _placed(b), scaling)
+    return y.to(x.device)
 
 
 class TritonOperator(TorchOperator):

@@ -34,12 +34,16 @@ def configurations() -> Iterator[object]:
 @pytest.mark.parametrize(("kernel", "config"), [*configurations()])
 def test_every_configuration_is_right(device: str, monkeypatch: pytest.MonkeyPatch, kernel: Any, config: Any) -> None:
     """In the interpreter its block sizes; on a GPU all of it. Sizes are on both sides of most blocks."""
+    from lora_ref.fused.kernels import calls
+
     alone = dict.fromkeys(kernel.configs, (config,))
     monkeypatch.setattr(kernel, "configs", alone)
     monkeypatch.setattr(kernel, "interpreted", config)
     vars(kernel).pop("tuned", None)
-    judge_linear(LINEAR_CASE, device)
-    judge_routed(ROUTED_CASE, device, reverse=False)
+    if kernel is not calls.EXPAND:
+        judge_linear(LINEAR_CASE, device)
+    if kernel is not calls.LINEAR:
+        judge_routed(ROUTED_CASE, device, reverse=False)
     vars(kernel).pop("tuned", None)
 
 
