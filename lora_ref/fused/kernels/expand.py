@@ -40,7 +40,7 @@ def expand_kernel(
 EXPAND = Kernel(
     expand_kernel,
     key=("rows_about", "N", "R", "b_row"),
-    interpreted=config(BLOCK_M=32, BLOCK_N=32),
+    interpreted=config(BLOCK_M=64, BLOCK_N=64),
     half=(
         config(BLOCK_M=16, BLOCK_N=128, stages=2),
         config(BLOCK_M=64, BLOCK_N=128, stages=2),

@@ -56,7 +56,7 @@ def gradient_kernel(
 GRADIENT = Kernel(
     gradient_kernel,
     key=("rows_about", "C", "R", "d_t"),
-    interpreted=config(BLOCK_M=32, BLOCK_C=32),
+    interpreted=config(BLOCK_M=64, BLOCK_C=64),
     half=(
         config(BLOCK_M=32, BLOCK_C=64, stages=4),
         config(BLOCK_M=32, BLOCK_C=128, stages=4),

@@ -38,7 +38,7 @@ def linear_kernel(
 LINEAR = Kernel(
     linear_kernel,
     key=("rows_about", "N", "K", "R", "w_row"),
-    interpreted=config(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32),
+    interpreted=config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
     half=(
         config(BLOCK_M=16, BLOCK_N=64, BLOCK_K=128, stages=4),
         config(BLOCK_M=32, BLOCK_N=128, BLOCK_K=64, stages=4),

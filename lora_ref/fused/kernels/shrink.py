@@ -51,7 +51,7 @@ def shrink_kernel(
 SHRINK = Kernel(
     shrink_kernel,
     key=("rows_about", "K", "R", "a_row"),
-    interpreted=config(BLOCK_M=32, BLOCK_K=32),
+    interpreted=config(BLOCK_M=64, BLOCK_K=64),
     half=(
         config(BLOCK_M=16, BLOCK_K=64, stages=4),
         config(BLOCK_M=64, BLOCK_K=64, stages=4),

@@ -12,7 +12,7 @@ from conformance.routed import Routed
 from lora_ref.oracle import Numerics
 
 MANIFEST = Manifest("kernels", "0", numerics=Numerics(scale="hidden"))
-SIZES = (3, 1, 16, 17, 33, 45)
+SIZES = (3, 1, 16, 17, 33, 70)
 RANKS = (2, 1, 3, 8, 16, 17, 33)
 EXAMPLES = settings(max_examples=6, deadline=None, database=None, derandomize=True)
 
@@ -53,7 +53,7 @@ def routed_cases(dtype: str, adapter: str) -> st.SearchStrategy[Routed]:
     def routed(draw: st.DrawFn) -> Routed:
         ranks = [draw(st.sampled_from(RANKS)) for _ in range(draw(st.integers(1, 4)))]
         alphas = [exact_alpha(r, draw(st.sampled_from((1, -1, 0))), rslora=False) for r in ranks]
-        rows = draw(st.sampled_from((1, 5, 33, 40)))
+        rows = draw(st.sampled_from((1, 5, 33, 75)))
         index = draw(st.lists(st.integers(-1, len(ranks) - 1), min_size=rows, max_size=rows))
         return Routed(
             in_features=draw(st.sampled_from(SIZES)),

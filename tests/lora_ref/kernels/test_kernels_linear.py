@@ -93,7 +93,7 @@ def test_no_rows(device: str, dtype: str) -> None:
 
 
 def test_more_blocks_of_rows_than_walk_together(device: str) -> None:
-    judge_linear(Case(3, 40, 1, 2.0, (330,)), device)
+    judge_linear(Case(3, 70, 1, 2.0, (600,)), device)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
