@@ -62,7 +62,7 @@ def _on_cpu(operation: Operation) -> Mapping[str, int]:
         tracker.peak = before = tracker.current
         operation.run(given)
     resident = _resident_peak(operation)
-    return {"peak_alloc_delta": tracker.peak - before} | ({} if resident is None else {"peak_reserved": resident})
+    return {"peak_alloc_delta": tracker.peak - before} | ({} if resident is None else {"peak_resident": resident})
 
 
 def _resident_peak(operation: Operation) -> int | None:

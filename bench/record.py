@@ -45,7 +45,10 @@ METRICS: dict[str, Metric] = {
     "ratio_to_frozen": Metric("1", "lower", "measured", "time_ms over that of the bare frozen layer, same run"),
     "ratio_to_peft": Metric("1", "lower", "measured", "time_ms over that of peft, same run"),
     "peak_alloc_delta": Metric("B", "lower", "measured", "most bytes in tensors during the call, above those before"),
-    "peak_reserved": Metric("B", "lower", "measured", "most bytes reserved by the allocator (on a CPU: resident set)"),
+    "peak_reserved": Metric("B", "lower", "measured", "most bytes reserved by the allocator of a GPU"),
+    "peak_resident": Metric(
+        "B", "none", "measured", "most bytes that a process on a CPU held, with what it kept before"
+    ),
     "recompiles": Metric("1", "lower", "measured", "graphs compiled for a second and third shape"),
     "saved_bytes": Metric("B", "lower", "deterministic", "kept from forward to backward, without parameters"),
     "sim_peak_bytes": Metric("B", "lower", "deterministic", "simulated peak of the whole step, parameters included"),

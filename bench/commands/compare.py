@@ -188,7 +188,7 @@ def _apart(found: Comparison) -> list[str]:
         moved = [change.ratio.median for change in single if change.metric == metric and change.ratio]
         low, middle, high = np.quantile(moved, (0, 0.5, 1))
         span = f"{middle:.2f} ({low:.2f} to {high:.2f}, {len(moved)} series)"
-        told.append(f"{metric} is taken once a run, so it is shown and not judged: new / old {span}")
+        told.append(f"{metric}, taken once a run, is shown and not judged: new / old {span}")
     return told
 
 

@@ -36,7 +36,7 @@ class Worker:
         self.pipe: Connection
         self.pipe, theirs = _CONTEXT.Pipe()
         self.process: BaseProcess = _CONTEXT.Process(target=main, args=(theirs, *self.arguments), daemon=True)
-        with _no_main():
+        with _prepared():
             self.process.start()
         theirs.close()
 
@@ -69,14 +69,21 @@ class Worker:
 
 
 @contextmanager
-def _no_main() -> Iterator[None]:
-    """A spawned process imports its parent's main module. Ray's would add to the memory that is measured."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+def _prepared() -> Iterator[None]:
+    """A spawned process imports its parent's main module. Ray's would add to the memory that is measured.
+
+    What goes through a set of names goes in the same order in every run: a backend's peak may depend on it.
+    """
+    main, hashed = sys.modules["__main__"], os.environ.get("PYTHONHASHSEED")
+    sys.modules["__main__"], os.environ["PYTHONHASHSEED"] = ModuleType("__main__"), "0"
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if hashed is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = hashed
 
 
 def oom_kills() -> int:

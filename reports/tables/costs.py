@@ -19,7 +19,8 @@ METRICS = {  # of a case's table: heading, and what it says
     "ratio_to_peft": ("× peft", "time over that of peft of the same run"),
     "peak_alloc_delta": ("peak memory", "most bytes in tensors during the call, above those before it"),
     "saved_bytes": ("saved", "bytes kept from forward to backward, without parameters"),
-    "peak_reserved": ("process", "most bytes that the allocator reserved; on a CPU those that the process held"),
+    "peak_reserved": ("process", "most bytes that the allocator of a GPU reserved"),
+    "peak_resident": ("process", "most bytes that a process on a CPU held, with what it kept before"),
 }
 ITSELF = {"ratio_to_frozen": FROZEN, "ratio_to_peft": "peft"}
 _PARETO = "Pareto"

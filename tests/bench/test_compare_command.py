@@ -126,7 +126,7 @@ class TestDifferences:
         comment = tmp_path / "comment.md"
         assert compared(tmp_path / "old.parquet", tmp_path / "new.parquet", comment) == 0
         told = " ".join(capsys.readouterr().out.split())
-        line = "first_ms is taken once a run, so it is shown and not judged: new / old 1.00 (0.50 to 2.00, 3 series)"
+        line = "first_ms, taken once a run, is shown and not judged: new / old 1.00 (0.50 to 2.00, 3 series)"
         assert f"3 not judged - both runs are of the same commit - {line}" in told
         assert "no improvements\n\n3 not judged\n" in comment.read_text()
         assert "ambiguous" not in comment.read_text()
