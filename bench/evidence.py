@@ -39,11 +39,17 @@ class Evidence:
     floored: bool
 
     def direction(self, gate: float) -> int:
-        """1 slower, -1 faster, 0 neither is shown."""
+        """1 slower, -1 faster, 0 neither is shown.
+
+        Where the floor itself moved beyond the gate, a change must be larger than that: a machine that gives one layer
+        a sixth more speed does not give every other the same.
+        """
+        moved = abs(float(np.log(self.itself.median / self.judged.median)))  # of the floor
+        least = max(float(np.log1p(gate)), moved)
         for sign in (1, -1):
             judged, itself = sign * np.log(self.judged.median), sign * np.log(self.itself.median)
             excludes = self.judged.low > 1 if sign > 0 else self.judged.high < 1
-            if judged > np.log1p(gate) and itself > np.log1p(gate / 2) and excludes and self.p < ALPHA:
+            if judged > least and itself > np.log1p(gate / 2) and excludes and self.p < ALPHA:
                 return sign
         return 0
 
