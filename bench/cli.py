@@ -108,11 +108,12 @@ def nightly(
     engine: ByEngine = Engine.LOCAL,
     address: Address = None,
 ) -> None:
-    """Conformance, benchmarks, then what changed since the nights before; all is run, whatever is red.
+    """Conformance, benchmarks, what changed since the nights before, a report; all is run, whatever is red.
 
     \b
-    Writes a new folder DIR/<time> with conformance/, runs/, history.md and summary.md. Keep DIR
-    from night to night, one for each kind of machine: the history is all runs in it.
+    Writes a new folder DIR/<time> with conformance/, runs/, history.md, report/ (with the extra
+    lora-conformance[reports]) and summary.md. Keep DIR from night to night, one for each kind of
+    machine: the history is all runs in it.
     Exit status: 0 all green; 1 conformance is red, a figure could not be taken or got worse, or
     a step broke off; 2 bad usage.
 

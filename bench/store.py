@@ -28,6 +28,10 @@ class CorruptError(RunFileError):
     """It is no whole Parquet file."""
 
 
+class ForeignError(RunFileError):
+    """It is a Parquet file of something else."""
+
+
 @dataclass(frozen=True)
 class Aside:
     """A file that cannot be read, under its new name; nothing is ever deleted."""
@@ -78,7 +82,8 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises:
         CorruptError: no whole Parquet file.
-        RunFileError: a Parquet file of another schema, or one that may not be read.
+        ForeignError: a Parquet file, but no run.
+        RunFileError: a run of another schema, or a file that may not be read.
     """
     try:
         # Runs are small and many: starting threads would take longer than reading does.
@@ -91,7 +96,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:120]})") from None
     if version is None:
-        raise RunFileError(f"{path}: a Parquet file, but not one of lora-bench")
+        raise ForeignError(f"{path}: a Parquet file, but not one of lora-bench")
     raise RunFileError(f"{path}: schema {version.decode()}, and this version reads {SCHEMA_VERSION}")
 
 
@@ -106,6 +111,8 @@ def files(where: Path) -> list[Path]:
 def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[Aside]]:
     """All runs in a folder, or one file, and what was set aside on the way: corrupt files are renamed ``*.corrupt``.
 
+    Parquet files of something else, the tables of a report for one, are passed over in a folder that holds runs.
+
     Raises:
         UsageError: nothing is there, or it is of another schema.
     """
@@ -116,17 +123,20 @@ def load(where: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, l
             raise UsageError(str(error)) from None
     if not where.is_dir():
         raise UsageError(f"{where}: no such file or folder")
-    tables, aside = [], []
+    tables, aside, foreign = [], [], []
     for path in files(where):
         try:
             tables.append(read(path, columns))
         except CorruptError as error:
             if path.exists():  # or else another reader set it aside meanwhile
                 aside.append(_set_aside(path, str(error)))
+        except ForeignError as error:
+            foreign.append(f"; {error}")
         except RunFileError as error:
             raise UsageError(str(error)) from None
     if not tables:
-        raise UsageError(f"{where}: holds no run of lora-bench" + "".join(f"; {a.why}, set aside" for a in aside))
+        told = [*(f"; {a.why}, set aside" for a in aside), *foreign]
+        raise UsageError(f"{where}: holds no run of lora-bench{''.join(told)}")
     return pa.concat_tables(tables), aside
 
 

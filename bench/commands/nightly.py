@@ -1,4 +1,4 @@
-"""``nightly``: conformance, benchmarks and the history of all nights, one after the other, into one folder.
+"""``nightly``: conformance, benchmarks, the history of all nights and a report, one after the other, into one folder.
 
 No step is kept from running by what an earlier one found, and what a night measured is stored before it is judged: a
 red night loses nothing.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -71,7 +72,13 @@ def execute(asked: Request, out: Path, start: Start = _start) -> int:
     measure += ["--conformance", str(at / "conformance" / "results.jsonl")] if judged else []  # or else judged anew
     if night.step("benchmarks", measure, "runs/*.parquet", good="all measured", bad="not all could be measured"):
         compare = ["bench", "history", str(out), "--markdown", str(at / "history.md")]
+        compare += ["--out", str(at / "history.json")]
         night.step("history", compare, "history.md", good="no regression", bad="a regression")
+    if all(find_spec(name) for name in ("altair", "jinja2", "vl_convert")):
+        report = ["reports", "build", str(at), "--out", str(at / "report")]
+        night.step("report", report, "report/index.html", good="built", bad="not all could be read")
+    else:
+        night.steps.append(Step("report", "not built, for want of lora-conformance[reports]", 0.0, red=False))
     return night.end()
 
 
@@ -119,7 +126,7 @@ class Night:
         """Markdown: the steps, what has no figure, the history, and the matrix folded away."""
         lines = [f"## {self._title()}{so_far}", "", "| step | outcome | took |", "| --- | --- | ---: |"]
         lines += [f"| {step.name} | {step.outcome} | {_took(step)} |" for step in self.steps]
-        told = [line for path in store.files(self.folder) for line in failures(store.read(path).to_pylist())]
+        told = [line for path in store.files(self.folder / "runs") for line in failures(store.read(path).to_pylist())]
         lines += ["", *(f"- {escaped(line)}" for line in told[:SHOWN])] if told else []
         lines += [f"- … and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
         history, matrix = self.folder / "history.md", self.folder / "conformance" / "matrix.md"

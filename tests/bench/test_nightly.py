@@ -13,19 +13,23 @@ from made_runs import QUIET, case, row, run
 from typer.testing import CliRunner
 
 import bench.cli
+import bench.commands.nightly
 import bench.commands.run
 import conformance.cli
 import conformance.commands.run
+import reports.cli
 from bench import store
 from bench.commands.nightly import Request, execute
 from conformance.discovery import UsageError
+from conformance.results import Writer, environment
 
+LEFT = {"conformance", "runs", "history.md", "history.json", "summary.md"}
 ASKED = Request(("reference", "peft"), ("tiny-llama",), only=("bert",), engine="ray", address="auto")
-APPS = {"conformance": conformance.cli.app, "bench": bench.cli.app}
+APPS = {"conformance": conformance.cli.app, "bench": bench.cli.app, "reports": reports.cli.app}
 
 
 class Commands:
-    """Stands for the processes: ``judge`` and ``measure`` say what the commands do; ``history`` is the real one."""
+    """Stands for the processes: ``judge`` and ``measure`` say what the commands do; the others are the real ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[str] = []
@@ -50,8 +54,12 @@ class Commands:
 
     @staticmethod
     def green(out: Path, status: int = 0) -> int:
-        for name in ("results.jsonl", "matrix.md"):
-            (out / name).write_text("# Matrix\n")
+        results = Writer(out / "results.jsonl")
+        asked = {"digest": "d", "profile": "full", "seed": 0, "models": [], "backends": [], "invariants": []}
+        results.header(trials=0, **asked, **environment())
+        results.footer(status)
+        results.close()
+        (out / "matrix.md").write_text("# Matrix\n")
         return status
 
     @staticmethod
@@ -75,7 +83,7 @@ def night_of(out: Path) -> Path:
 
 def test_a_green_night(commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(ASKED, tmp_path, commands) == 0
-    assert commands.started == ["conformance run", "bench run", "bench history"]
+    assert commands.started == ["conformance run", "bench run", "bench history", "reports build"]
     night = night_of(tmp_path)
     assert (commands.judged.backends, commands.judged.models) == (["reference", "peft"], ["tiny-llama"])
     assert commands.judged.out == night / "conformance"
@@ -83,7 +91,7 @@ def test_a_green_night(commands: Commands, tmp_path: Path, capsys: pytest.Captur
     assert (commands.asked.profile, commands.asked.device) == ("cpu-quick", "cpu")
     assert commands.asked.conformance == night / "conformance" / "results.jsonl"
     assert commands.engine == ("ray", "auto")
-    assert {path.name for path in night.iterdir()} == {"conformance", "runs", "history.md", "summary.md"}
+    assert {path.name for path in night.iterdir()} == {*LEFT, "report"}
     summary = (night / "summary.md").read_text()
     assert ": green\n" in summary
     assert "| history | no regression |" in summary
@@ -92,10 +100,17 @@ def test_a_green_night(commands: Commands, tmp_path: Path, capsys: pytest.Captur
     assert str(night / "summary.md") in capsys.readouterr().out.replace("\n", "")
 
 
+def test_without_the_extra_for_reports(commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.commands.nightly, "find_spec", lambda _: None)
+    assert execute(ASKED, tmp_path, commands) == 0
+    assert {path.name for path in night_of(tmp_path).iterdir()} == LEFT
+    assert "| report | not built, for want of lora" in (night_of(tmp_path) / "summary.md").read_text()
+
+
 def test_what_conformance_finds_loses_no_benchmark(commands: Commands, tmp_path: Path) -> None:
     commands.judge = lambda out: commands.green(out, status=1)
     assert execute(ASKED, tmp_path, commands) == 1
-    assert commands.started == ["conformance run", "bench run", "bench history"]
+    assert commands.started == ["conformance run", "bench run", "bench history", "reports build"]
     assert store.load(tmp_path)[0].num_rows == 5
     summary = (night_of(tmp_path) / "summary.md").read_text()
     assert "| conformance | something is red |" in summary
@@ -113,7 +128,7 @@ def test_without_a_new_run_the_history_is_not_asked(commands: Commands, tmp_path
     """It would judge the night before, and find nothing wrong."""
     commands.measure = lambda _: 1
     assert execute(ASKED, tmp_path, commands) == 1
-    assert commands.started == ["conformance run", "bench run"]
+    assert commands.started == ["conformance run", "bench run", "reports build"]
     assert "| benchmarks | broke off with status 1 |" in (night_of(tmp_path) / "summary.md").read_text()
 
 

@@ -118,6 +118,13 @@ class TestBadInput:
             store.load(tmp_path)
         assert (tmp_path / "theirs.parquet").exists()
 
+    def test_is_passed_over_beside_runs(self, rows: pa.Table, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "theirs.parquet")
+        store.write(rows, tmp_path / "run.parquet")
+        found, aside = store.load(tmp_path)
+        assert (found.num_rows, aside) == (rows.num_rows, [])
+        assert (tmp_path / "theirs.parquet").exists()
+
     def test_another_version_of_the_schema(self, rows: pa.Table, tmp_path: Path) -> None:
         older = rows.replace_schema_metadata({"lora_bench_schema": "99"})
         pq.write_table(older, tmp_path / "old.parquet")
