@@ -64,7 +64,7 @@ class Delta(nn.Module):
         wide, device = torch.promote_types(self.a.dtype, torch.float32), self.a.device.type
         exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with exact:
-            return self.scaling * self._product(self.a.to(wide), self.b.to(wide))
+            return self._product(self.a.to(wide), self.b.to(wide)).mul_(self.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         """s·B(A(dropout(x))), in the shape of the base's output."""

@@ -72,7 +72,7 @@ class _Routed(torch.autograd.Function):
         hidden = []
         for (start, stop, s), a, b in zip(segments, factors[::2], factors[1::2], strict=True):
             wide = low or torch.promote_types(w.dtype, a.dtype)
-            h = shrink(cast(a, wide), cast(flat(rows[start:stop]), wide), s)  # (r, tokens)
+            h = shrink(cast(flat(rows[start:stop]), wide), cast(a, wide), s)  # (tokens, r)
             expand(flat(y[start:stop]), h, cast(b, wide).t())
             hidden.append(h)
         ctx.save_for_backward(kept(x, x_low), w, sorting, *factors, *hidden)
@@ -92,9 +92,9 @@ class _Routed(torch.autograd.Function):
         for (start, stop, s), a, b, h in zip(segments, factors[::2], factors[1::2], hidden, strict=True):
             d_own = cast(flat(dy[start:stop]), h.dtype)  # (tokens, out)
             p, q = cast(a, h.dtype), cast(b, h.dtype).t()
-            u = shrink(q, d_own, s)  # (r, tokens)
-            gradients.append(cast(u @ cast(flat(rows[start:stop]), h.dtype), a.dtype) if a.requires_grad else None)
-            gradients.append(cast(h @ d_own, b.dtype).t() if b.requires_grad else None)
+            u = shrink(d_own, q, s)  # (tokens, r)
+            gradients.append(cast(u.t() @ cast(flat(rows[start:stop]), h.dtype), a.dtype) if a.requires_grad else None)
+            gradients.append(cast(h.t() @ d_own, b.dtype).t() if b.requires_grad else None)
             if dx is not None:
                 expand(flat(dx[start:stop]), u, p)
         dx = None if dx is None else cast(_unsorted(dx, sorting), dtype)

@@ -1,6 +1,6 @@
 """Several projections of one x as one autograd function: query, key and value, or gate and up.
 
-Between forward and backward it keeps x once, h (Σr, M) and, with dropout, one mask: the A of all projections see the
+Between forward and backward it keeps x once, h (M, Σr) and, with dropout, one mask: the A of all projections see the
 same dropped x, so that their products are one.
 """
 

@@ -1,6 +1,6 @@
 """One linear layer with LoRA as one autograd function: y = x Wᵀ + bias + s (x Aᵀ) Bᵀ, W and bias frozen.
 
-Between forward and backward it keeps x, h = s A xᵀ (r, M) and, with dropout, a mask of one byte an element; W, A and B
+Between forward and backward it keeps x, h = s x Aᵀ (M, r) and, with dropout, a mask of one byte an element; W, A and B
 are there anyway. The gradients are those of ``lora_ref.oracle``.
 """
 
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
             rows = flat(x_low)  # (M, in)
             if dropout:
                 mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
-            h = shrink(cast(a, wide), cast(keep(rows, mask), wide), s)  # (r, M)
+            h = shrink(cast(keep(rows, mask), wide), cast(a, wide), s)  # (M, r)
             y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
             low_bias = None if bias is None else cast(bias, low)
             join(flat(y), [(rows, cast(w, low).t())], h, cast(b, wide).t(), low_bias)
@@ -112,23 +112,23 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, h, mask = ctx.saved_tensors
         need, order, s, low, wide, shape, dtype = ctx.known
-        u: Any = None  # (r, M)
+        u: Any = None  # (M, r)
         dx = da = db = None
         dy = flat(dy).contiguous()  # (M, out); what was expanded is laid out once
         p, q, dy_wide = cast(a, wide), cast(b, wide).t(), cast(dy, wide)
         if (need.a and not order.gradient) or (need.x and not order.backward):
-            u = shrink(q, dy_wide, s)
+            u = shrink(dy_wide, q, s)
         if order.gradient:
             d_weight = dy.t() @ flat(x)  # (out, in)
             da = (q @ d_weight).mul_(s) if need.a else None  # (r, in)
             db = (d_weight @ p.t()).mul_(s) if need.b else None  # (out, r)
         else:
             if need.b:
-                h = shrink(p, flat(x), s) if h is None else h
-                db = cast(h @ dy_wide, b.dtype).t()
+                h = shrink(flat(x), p, s) if h is None else h
+                db = cast(h.t() @ dy_wide, b.dtype).t()
             del dy_wide  # where it is a copy, it goes before the next one is made
             if need.a:
-                da = cast(u @ cast(keep(flat(x), mask), wide), a.dtype)
+                da = cast(u.t() @ cast(keep(flat(x), mask), wide), a.dtype)
         if need.x:
             if order.backward:
                 dx = dy @ formed(w, a, b, s)  # (M, in)

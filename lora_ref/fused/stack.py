@@ -56,18 +56,18 @@ class Stack:
             q.append(w.new_empty(0, w.shape[0], dtype=wide) if b is None else cast(b, wide).t())
         return cls(projections, torch.cat(p), q, [scaled(each.s, 1 / (1 - dropout)) for each in projections], low)
 
-    def split(self, stacked: Tensor) -> list[Tensor]:
-        """(Σr, width) -> (r, width) of each projection."""
-        parts: Any = torch.split(stacked, [q.shape[0] for q in self.q])
+    def split(self, stacked: Tensor, dim: int) -> list[Tensor]:
+        """What is Σr long in ``dim``, for each projection."""
+        parts: Any = torch.split(stacked, [q.shape[0] for q in self.q], dim)
         return list(parts)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """x (..., in) -> each y (..., out), and h (Σr, M)."""
+        """x (..., in) -> each y (..., out), and h (M, Σr)."""
         rows = flat(x)
         s = one_scaling([(q.shape[0], own) for q, own in zip(self.q, self.s, strict=True)])
-        h = shrink(self.p, self._seen(x, mask), s)
+        h = shrink(self._seen(x, mask), self.p, s)
         outputs = []
-        for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h), strict=True):
+        for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h, 1), strict=True):
             y = x.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
             low_bias = None if bias is None else cast(bias, self.low)
             join(flat(y), [(rows, cast(w, self.low).t())], own, q, low_bias)
@@ -79,22 +79,22 @@ class Stack:
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """dx (M, in), and of each projection dA and dB, as far as they are needed; x for dA, h for dB."""
         d_rows = [flat(dy).contiguous() for dy in d_out]  # (M, out)
-        u = d_rows[0].new_empty(self.p.shape[0], d_rows[0].shape[0], dtype=self.p.dtype)  # (Σr, M)
+        u = d_rows[0].new_empty(d_rows[0].shape[0], self.p.shape[0], dtype=self.p.dtype)  # (M, Σr)
         gradients: list[Tensor | None] = [None] * (2 * len(d_rows))
-        of_u, of_h = self.split(u), None if h is None else self.split(h)
+        of_u, of_h = self.split(u, 1), None if h is None else self.split(h, 1)
         for nth, (dy, each, q, s) in enumerate(zip(d_rows, self.projections, self.q, self.s, strict=True)):
             dy_wide = cast(dy, u.dtype)
             if need.x or need.a:
-                shrink(q, dy_wide, s, of_u[nth])
+                shrink(dy_wide, q, s, of_u[nth])
             if of_h is not None and each.b is not None:
-                gradients[2 * nth + 1] = cast(of_h[nth] @ dy_wide, each.b.dtype).t()  # (out, r)
+                gradients[2 * nth + 1] = cast(of_h[nth].t() @ dy_wide, each.b.dtype).t()  # (out, r)
         if need.a and x is not None:
-            da = self.split(u @ self._seen(x, mask))  # (r, in)
+            da = self.split(u.t() @ self._seen(x, mask), 0)  # (r, in)
             for nth, each in enumerate(self.projections):
                 gradients[2 * nth] = None if each.a is None else cast(da[nth], each.a.dtype)
         if not need.x:
             return None, gradients
-        dx = d_rows[0].new_empty(u.shape[1], self.p.shape[1])  # (M, in)
+        dx = d_rows[0].new_empty(u.shape[0], self.p.shape[1])  # (M, in)
         terms = [(dy, cast(each.w, self.low)) for dy, each in zip(d_rows, self.projections, strict=True)]
         return join(dx, terms, u, self.p, None, mask), gradients
 

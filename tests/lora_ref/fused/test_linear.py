@@ -77,7 +77,7 @@ def test_several_adapters_add_up(scalings: tuple[float, float]) -> None:
 )
 def test_no_more_is_kept_than_the_gradients_need(frozen: str, dropout: float, expected: list[str]) -> None:
     x, w, a, b = leaves(torch.bfloat16, frozen)
-    shapes = {"x": (2, M // 2, K), "w": (N, K), "a": (R, K), "b": (N, R), "h": (R, M), "mask": (M, K)}
+    shapes = {"x": (2, M // 2, K), "w": (N, K), "a": (R, K), "b": (N, R), "h": (M, R), "mask": (M, K)}
     got = kept(lambda: linear(x, w, None, a, b, 1.0, dropout=dropout))
     assert got == sorted(shapes[name] for name in expected)
 
