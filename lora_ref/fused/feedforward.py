@@ -80,7 +80,9 @@ class _FeedForward(torch.autograd.Function):
         if dropout:
             mask = draw(flat(x_low), dropout)
         inner, h = Stack.of(first, low, dropout).forward(x_low, mask)  # (..., inner) each
-        z = _product(_FORWARD[activation](inner[0]), inner)
+        z = _FORWARD[activation](inner[0])
+        if len(inner) > 1:
+            z.mul_(inner[1])
         if dropout:
             mask_down = draw(flat(z), dropout)
         (y,), h_down = Stack.of([down], low, dropout).forward(z, mask_down)
@@ -98,7 +100,7 @@ class _FeedForward(torch.autograd.Function):
         inner, tensors = rest[: len(scalings) - 1], rest[len(scalings) - 1 :]
         *first, down = projections_of(tensors, scalings)
         acted = _FORWARD[activation](inner[0])  # (..., inner)
-        z = _product(acted.clone() if len(inner) > 1 else acted, inner)
+        z = acted * inner[1] if len(inner) > 1 else acted
         dz, of_down = Stack.of([down], low, dropout).backward([dy], z, h_down, mask_down, need_down)
         del z
         assert dz is not None
@@ -110,8 +112,3 @@ class _FeedForward(torch.autograd.Function):
         dx, of_first = Stack.of(first, low, dropout).backward(d_inner, x, h, mask, need)
         dx = None if dx is None else cast(dx, dtype).view(shape)
         return dx, None, None, None, None, *as_inputs([*of_first, *of_down])
-
-
-def _product(acted: Tensor, inner: list[Tensor]) -> Tensor:
-    """What ``down`` is given: act(gate) * up, in the memory of ``acted``, or act(up)."""
-    return acted.mul_(inner[1]) if len(inner) > 1 else acted

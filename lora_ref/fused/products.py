@@ -73,37 +73,34 @@ def formed(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
 
 
 def join(
-    out: Tensor,
     terms: Sequence[tuple[Tensor, Tensor]],
     inner: Tensor,
     factor: Tensor,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """out (M, width) = Σ rows·weight over the terms, + bias, + inner·factor where the mask is 1.
+    """Σ rows·weight over the terms, + bias, + inner·factor where the mask is 1: (M, width), in the dtype of the terms.
 
-    inner (M, r), factor (r, width). Where they are wider than ``out``, nothing is rounded to the dtype of ``out``
-    before they are added.
+    inner (M, r), factor (r, width). Where they are wider, nothing is rounded before they are added.
     """
+    rows, weight = terms[0]
     # A masked delta needs no memory of its own if it is the first, and of few bits the delta loses the least.
-    delta_first = out.dtype == inner.dtype and factor.shape[0] > 0 and (mask is not None or out.dtype not in _WIDE)
-    if delta_first:
-        _start(out, inner, factor, bias)
+    if rows.dtype == inner.dtype and (mask is not None or rows.dtype not in _WIDE) and factor.shape[0]:
+        out = _started(inner, factor, bias)
         if mask is not None:
             out.mul_(mask)
-    for nth, (rows, weight) in enumerate(terms):
-        if nth or delta_first:
-            torch.addmm(out, rows, weight, out=out)  # addmm_, by the name that torch's counter of operations knows
-        else:
-            _start(out, rows, weight, bias)
-    return out if delta_first else expand(out, inner, factor, mask)
+        return _added(out, terms)
+    return expand(_added(_started(rows, weight, bias), terms[1:]), inner, factor, mask)
 
 
-def _start(out: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if bias is None:
-        torch.mm(rows, weight, out=out)
-    else:
-        torch.addmm(bias, rows, weight, out=out)
+def _started(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
+
+
+def _added(out: Tensor, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    for rows, weight in terms:
+        torch.addmm(out, rows, weight, out=out)  # addmm_, by the name that torch's counter of operations knows
+    return out
 
 
 def expand(out: Tensor, inner: Tensor, factor: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -91,9 +91,9 @@ class _Linear(torch.autograd.Function):
             if dropout:
                 mask, s = draw(rows, dropout), scaled(s, 1 / (1 - dropout))
             h = shrink(cast(keep(rows, mask), wide), cast(a, wide), s)  # (M, r)
-            y = rows.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
             low_bias = None if bias is None else cast(bias, low)
-            join(flat(y), [(rows, cast(w, low).t())], h, cast(b, wide).t(), low_bias)
+            y = join([(rows, cast(w, low).t())], h, cast(b, wide).t(), low_bias)
+            y = y.view(*x.shape[:-1], w.shape[0])  # (..., out)
         wants_x = need.a or (need.b and (h is None or order.gradient))
         ctx.save_for_backward(
             kept(x, x_low) if wants_x else None,
@@ -130,9 +130,6 @@ class _Linear(torch.autograd.Function):
             if need.a:
                 da = cast(u.t() @ cast(keep(flat(x), mask), wide), a.dtype)
         if need.x:
-            if order.backward:
-                dx = dy @ formed(w, a, b, s)  # (M, in)
-            else:
-                dx = join(dy.new_empty(dy.shape[0], w.shape[1]), [(dy, cast(w, low))], u, p, None, mask)
+            dx = dy @ formed(w, a, b, s) if order.backward else join([(dy, cast(w, low))], u, p, None, mask)  # (M, in)
             dx = cast(dx, dtype).view(shape)
         return dx, None, None, da, db, None, None, None, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,18 +48,21 @@ class Stack:
 
     @classmethod
     def of(cls, projections: Sequence[Projection], low: torch.dtype | None, dropout: float) -> Stack:
-        dtypes = [tensor.dtype for each in projections for tensor in (each.w, each.a) if tensor is not None]
-        wide = low or reduce(torch.promote_types, dtypes)
+        wide = low or reduce(
+            torch.promote_types, {t.dtype for each in projections for t in each[:4:2] if t is not None}
+        )
         p, q = [], []
         for w, _, a, b, _ in projections:
             p.append(w.new_empty(0, w.shape[1], dtype=wide) if a is None else cast(a, wide))
             q.append(w.new_empty(0, w.shape[0], dtype=wide) if b is None else cast(b, wide).t())
-        return cls(projections, torch.cat(p), q, [scaled(each.s, 1 / (1 - dropout)) for each in projections], low)
+        s = [scaled(each.s, 1 / (1 - dropout)) if dropout else each.s for each in projections]
+        return cls(projections, p[0] if len(p) == 1 else torch.cat(p), q, s, low)
 
     def split(self, stacked: Tensor, dim: int) -> list[Tensor]:
         """What is Σr long in ``dim``, for each projection."""
-        parts: Any = torch.split(stacked, [q.shape[0] for q in self.q], dim)
-        return list(parts)
+        if len(self.q) == 1:
+            return [stacked]
+        return list(stacked.split_with_sizes([q.shape[0] for q in self.q], dim))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """x (..., in) -> each y (..., out), and h (M, Σr)."""
@@ -68,10 +71,9 @@ class Stack:
         h = shrink(self._seen(x, mask), self.p, s)
         outputs = []
         for (w, bias, *_), q, own in zip(self.projections, self.q, self.split(h, 1), strict=True):
-            y = x.new_empty(*x.shape[:-1], w.shape[0])  # (..., out)
             low_bias = None if bias is None else cast(bias, self.low)
-            join(flat(y), [(rows, cast(w, self.low).t())], own, q, low_bias)
-            outputs.append(y)
+            y = join([(rows, cast(w, self.low).t())], own, q, low_bias)
+            outputs.append(y.view(*x.shape[:-1], w.shape[0]))  # (..., out)
         return outputs, h
 
     def backward(
@@ -94,9 +96,8 @@ class Stack:
                 gradients[2 * nth] = None if each.a is None else cast(da[nth], each.a.dtype)
         if not need.x:
             return None, gradients
-        dx = d_rows[0].new_empty(u.shape[0], self.p.shape[1])  # (M, in)
         terms = [(dy, cast(each.w, self.low)) for dy, each in zip(d_rows, self.projections, strict=True)]
-        return join(dx, terms, u, self.p, None, mask), gradients
+        return join(terms, u, self.p, None, mask), gradients
 
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What A sees: (M, in)."""
