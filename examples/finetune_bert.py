@@ -130,33 +130,36 @@ def accuracy(body: Any, head: nn.Linear, data: Encoded) -> float:
     return right / len(data.held_out)
 
 
-def probe(body: Any, data: Encoded, seed: int) -> float:
-    """Held-out accuracy of the same head on the body as it came, after the best of many epochs: in its favour."""
+def probe(body: Any, data: Encoded, seed: int) -> tuple[float, float]:
+    """Held-out accuracy of a head on the body as it came: as drawn, and after the best of many epochs, in its favour."""
     body.eval()
     with torch.no_grad():
         seen = [[(pooled(body, tokens), labels) for tokens, labels in data.batches(part, 64)]
                 for part in (data.train, data.held_out)]  # fmt: skip
     (x, y), (x_held, y_held) = ([torch.cat(each) for each in zip(*part, strict=True)] for part in seen)
-    head, best = new_head(body, data.task, seed), 0.0
-    optimiser = torch.optim.Adam(head.parameters(), lr=1e-3)
+    head = new_head(body, data.task, seed)
+
+    def right() -> float:
+        return float((head(x_held).argmax(1) == y_held).float().mean())
+
+    before, best = right(), 0.0
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
     for _ in range(EPOCHS_OF_PROBE):
         for rows in torch.split(torch.randperm(len(y)), 16):
             optimiser.zero_grad()
             cross_entropy(head(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        best = max(best, float((head(x_held).argmax(1) == y_held).float().mean()))
-    return best
+        best = max(best, right())
+    return before, best
 
 
 def train(asked: Asked, adapted: TaskAdapters, data: Encoded, head: nn.Linear, run: str) -> dict[str, Any]:
     """One task's adapter and head, from the last checkpoint on; what came of it."""
     task, body, home = data.task, adapted.module, asked.out / data.task.name
     adapted.activate(task.name)
-    known = {"majority": task.majority, "probe": probe(body, data, asked.seed), "before": accuracy(body, head, data)}
-    CONSOLE.print(
-        f"{task.name}: held-out accuracy of the probe {known['probe']:.3f}, of the majority {task.majority:.3f}"
-    )
-    optimiser = torch.optim.Adam([*adapted.trainable(), *head.parameters()], lr=asked.lr)
+    before, best = probe(body, data, asked.seed)
+    CONSOLE.print(f"{task.name}: held-out accuracy of the probe {best:.3f}, of the majority {task.majority:.3f}")
+    optimiser = torch.optim.Adam([*adapted.trainable(), *head.parameters()], lr=asked.lr, fused=True)
     checkpoints = Checkpoints(home / "checkpoints", run, adapted, task.name)
     if history := checkpoints.restore(head, optimiser):
         CONSOLE.print(f"{task.name}: goes on after epoch {len(history)}")
@@ -186,7 +189,8 @@ def train(asked: Asked, adapted: TaskAdapters, data: Encoded, head: nn.Linear, r
             save_file(head.state_dict(), part)
         adapted.save(task.name, home / "adapter")
     sizes = {"labels": [*task.labels], "train": len(task.train), "held out": len(task.held_out)}
-    return {**sizes, **known, "after": accuracy(body, head, data), "history": history}
+    known = {"majority": task.majority, "probe": best, "before": before, "after": history[-1]["accuracy"]}
+    return {**sizes, **known, "history": history}
 
 
 def switched(adapted: TaskAdapters, data: list[Encoded], heads: dict[str, nn.Linear]) -> dict[str, dict[str, float]]:
