@@ -19,6 +19,11 @@ class ExpertDelta(Delta):
         super().__init__(base, spec, (experts, spec.r, in_), (experts, out, spec.r), dtype)
         self.around = (base,)  # in a tuple: the base, of which the index is read, is no part of the branch
 
+    @property
+    def index(self) -> Tensor:
+        """The expert of each row (M,)."""
+        return self.around[0].index
+
     def reset(self) -> None:
         """A as in nn.Linear for each expert, from its own inputs alone; B = 0."""
         nn.init.uniform_(self.a, -(bound := self.a.shape[2] ** -0.5), bound)
@@ -44,6 +49,5 @@ class ExpertDelta(Delta):
         return b @ a  # (E, out, r)·(E, r, in) -> (E, out, in)
 
     def _branch(self, x: Tensor) -> Tensor:
-        index = self.around[0].index
-        h = by_expert(x, index, self.a)  # (..., in) -> (..., r)
-        return by_expert(h, index, self.b)  # (..., out)
+        h = by_expert(x, self.index, self.a)  # (..., in) -> (..., r)
+        return by_expert(h, self.index, self.b)  # (..., out)
