@@ -43,7 +43,7 @@ class ExpertDelta(Delta):
             if packed.shape != own.shape:
                 raise LoraError(f"{name} of the experts has shape {tuple(packed.shape)}, not {tuple(own.shape)}")
         experts, out, r = self.b.shape
-        return a.reshape(self.a.shape), b.reshape(out, r, experts).permute(2, 0, 1)
+        return a.reshape(self.a.shape), b.reshape(out, r, experts).permute(2, 0, 1).contiguous()
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         return b @ a  # (E, out, r)·(E, r, in) -> (E, out, in)
