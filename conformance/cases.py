@@ -23,13 +23,14 @@ from conformance.layout import arrange
 from conformance.quantiser import dequantise, quantise
 from lora_ref.convolution import Conv, PaddingMode
 from lora_ref.dora import DoraOracle
+from lora_ref.experts import Experts
 from lora_ref.geometry import Embedding, Fused, Geometry, Linear
 from lora_ref.oracle import Numerics, Oracle
 from lora_ref.residual import ResidualOracle
 from lora_ref.rounding import PRECISION_BITS
 from lora_ref.spec import Init, LoraSpec
 
-Kind = Literal["linear", "transposed", "embedding", "conv", "fused"]
+Kind = Literal["linear", "transposed", "embedding", "conv", "fused", "experts"]
 Tier = Literal["exact", "bounded"]
 Layout = Literal["contiguous", "transposed", "strided", "expanded", "offset"]
 
@@ -76,6 +77,8 @@ class Case:
     padding_idx: int | None = None  # embedding
     parts: tuple[int, ...] = ()  # fused
     enabled: tuple[bool, ...] = ()
+    experts: int = 0  # experts
+    index: tuple[int, ...] = ()  # the expert of each row of x
     seed: int = 0
 
     @classmethod
@@ -123,6 +126,8 @@ class Case:
             return Embedding(self.in_features, self.out_features, self.padding_idx)
         if self.kind == "fused":
             return Fused(self.in_features, self.parts, self.enabled)
+        if self.kind == "experts":
+            return Experts(self.in_features, self.out_features, self.experts, self.index)
         if self.kind == "conv":
             window = (self.size, self.kernel, self.stride, self.padding, self.dilation)
             return Conv(self.in_features, self.out_features, *window, self.groups, self.padding_mode, self.factors)

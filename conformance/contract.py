@@ -54,6 +54,7 @@ class Feature(StrEnum):
     CONV = "conv"  # one to three dimensions, stride, padding, dilation, padding modes
     GROUPED_CONV = "grouped_conv"
     FUSED = "fused"  # several projections stacked in one weight, adapted part by part
+    EXPERTS = "experts"  # a stack of experts in one weight (E, out, in), each row of x served by its own
     UNEQUAL_PARTS = "unequal_parts"  # fused parts of different sizes: grouped-query attention
     BIAS = "bias"  # base layers with a bias
     MIXED_DTYPE = "mixed_dtype"  # float32 adapters over a base of lower precision

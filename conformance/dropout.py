@@ -35,7 +35,7 @@ def replayed_mask(subject: Subject, case: Case, *, seed: int) -> Float64:
     m = None if case.arrays.m is None else np.ones_like(case.arrays.m)  # DoRA: that row's norm is |s| = 1
     for column in range(case.in_features):
         a, b = np.zeros_like(case.arrays.a), np.zeros_like(case.arrays.b)
-        a[0, column] = b[0, 0] = 1
+        a[..., 0, column] = b[..., 0, 0] = 1  # of each expert, where there are several
         handle.write(a, b, m=m)
         y = handle.forward(ones, train=True, seed=seed)[..., row].astype(np.float64)
         mask[..., column] = _multiplier(y, keep)

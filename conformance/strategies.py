@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ _KIND_NEEDS: dict[Kind, Feature | None] = {
     "embedding": Feature.EMBEDDING,
     "conv": Feature.CONV,
     "fused": Feature.FUSED,
+    "experts": Feature.EXPERTS,
 }
 
 
@@ -33,7 +35,7 @@ _KIND_NEEDS: dict[Kind, Feature | None] = {
 class Draw:
     """What an invariant asks of its cases; the backend's manifest decides the rest."""
 
-    kinds: tuple[Kind, ...] = ("linear", "transposed", "embedding", "conv", "fused")
+    kinds: tuple[Kind, ...] = ("linear", "transposed", "embedding", "conv", "fused", "experts")
     tiers: tuple[Tier, ...] = ("exact", "bounded")
     layouts: bool = False  # strided and broadcast x and dy
     rows: bool = False  # at least one row, so that there is something to see
@@ -96,8 +98,8 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
         "adapter_dtype": "float32" if mixed else "",
         "in_features": (n := r if shape == "r = in" else draw(features)),
         "out_features": {"square": n, "r = out": r}.get(shape) or draw(features),
-        "lead": draw(st.sampled_from([lead for lead in _LEADS if 0 not in lead] if ask.rows else _LEADS)),
-        "bias": kind != "embedding" and has(Feature.BIAS) and draw(st.booleans()),
+        "lead": draw(st.sampled_from(_leads(ask))),
+        "bias": kind not in {"embedding", "experts"} and has(Feature.BIAS) and draw(st.booleans()),
         "base_zero": draw(st.integers(0, 2)) == 2 and not ask.dora,
         "dropout": draw(st.sampled_from(ask.dropout)),
         "headroom": ask.headroom if tier == "exact" else 0,
@@ -111,7 +113,6 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
     if not ask.geometry:
         fields |= _usual(kind, fields)
     if ask.layouts:
-        fields["lead"] = draw(st.sampled_from(((2, 3), (3,), (2, 3, 2), (2,))))
         fields["x_layout"] = draw(st.sampled_from(_LAYOUTS))
         fields["dy_layout"] = draw(st.sampled_from(_LAYOUTS))
     case = Case(**fields)  # type: ignore[arg-type]
@@ -123,6 +124,12 @@ def _cases(draw: DrawFn, ask: Draw, manifest: Manifest, dtype: str) -> Case:
             raise
         return Case(**fields)  # type: ignore[arg-type]
     return case
+
+
+def _leads(ask: Draw) -> tuple[tuple[int, ...], ...]:
+    if ask.layouts:
+        return ((2, 3), (3,), (2, 3, 2), (2,))
+    return tuple(lead for lead in _LEADS if 0 not in lead) if ask.rows else _LEADS
 
 
 def _rank(draw: DrawFn, ask: Draw, manifest: Manifest, tier: Tier) -> dict[str, Any]:
@@ -156,6 +163,14 @@ def _fused(draw: DrawFn, manifest: Manifest, _fields: dict[str, object]) -> dict
     subsets = st.lists(st.booleans(), min_size=n, max_size=n).filter(any).map(tuple)
     enabled = draw(subsets | st.just((True,) * n))  # all of them are one subset among many, and the usual one
     return {"parts": parts, "enabled": enabled, "out_features": sum(parts)}
+
+
+def _experts(draw: DrawFn, _manifest: Manifest, fields: dict[str, object]) -> dict[str, object]:
+    """About as many experts as rows, so that some serve several rows and some none."""
+    experts, lead = draw(st.sampled_from((3, 2, 4, 1))), fields["lead"]
+    assert isinstance(lead, tuple)
+    rows = math.prod(lead)
+    return {"experts": experts, "index": tuple(draw(st.integers(0, experts - 1)) for _ in range(rows))}
 
 
 def _conv(draw: DrawFn, manifest: Manifest, fields: dict[str, object]) -> dict[str, object]:
@@ -207,4 +222,5 @@ _OF_KIND: dict[Kind, _OfKind] = {
     "embedding": _embedding,
     "conv": _conv,
     "fused": _fused,
+    "experts": _experts,
 }

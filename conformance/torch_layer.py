@@ -17,6 +17,8 @@ from conformance.torch_arrays import to_torch
 from conformance.torch_handle import TorchHandle
 from conformance.torch_quantised import QuantisedLinear
 from lora_ref.convolution import Conv
+from lora_ref.expert_stack import ExpertStack
+from lora_ref.experts import Experts
 from lora_ref.geometry import Embedding, Linear
 from lora_ref.spec import LoraSpec
 
@@ -167,6 +169,10 @@ def _empty_module(weights: Weights, conv1d: type[nn.Module]) -> nn.Module:
         make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(g.kernel) - 1]
         window = (g.kernel, g.stride, g.padding, g.dilation)
         return make(g.in_channels, g.out_features, *window, g.groups, bias=bias, padding_mode=g.padding_mode)  # type: ignore[arg-type]
+    if isinstance(g, Experts):
+        stack = ExpertStack(g.experts, g.in_features, g.out_features)
+        stack.index = torch.tensor(g.index, dtype=torch.int64)
+        return stack
     if isinstance(g, Linear) and g.transposed:
         return conv1d(g.out_features, g.in_features)
     fan_in, fan_out = (g.weight_shape[1], g.weight_shape[0])

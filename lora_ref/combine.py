@@ -13,6 +13,7 @@ from torch import nn
 
 from lora_ref.delta import Delta, FusedDelta, make_delta
 from lora_ref.errors import LoraError
+from lora_ref.expert_delta import ExpertDelta
 from lora_ref.layers import Adapters
 from lora_ref.model import Adapted
 from lora_ref.spec import LoraSpec
@@ -22,7 +23,7 @@ def combine(base: nn.Module, adapters: Adapters, name: str, parts: Mapping[str, 
     """Add the adapter ``name`` to those of ``base``: Σ weight · delta over ``parts``, as they are now; not yet active.
 
     Raises:
-        LoraError: no parts, an unknown one, a name that is taken, a fused projection, DoRA. Nothing is changed then.
+        LoraError: no parts, an unknown one, a name that is taken, fused projections, experts, DoRA. Nothing is changed.
     """
     new, r = _combined(base, adapters, name, parts)
     adapters.put(name, new, LoraSpec(r=r, alpha=float(r)), trainable=True)
@@ -36,6 +37,8 @@ def _combined(base: nn.Module, adapters: Adapters, name: str, parts: Mapping[str
     deltas = [adapters.delta(part) for part in parts]
     if any(isinstance(delta, FusedDelta) for delta in deltas):
         raise LoraError("the parts of a fused projection cannot be combined yet; combine adapters of plain ones")
+    if any(isinstance(delta, ExpertDelta) for delta in deltas):
+        raise LoraError("adapters of a stack of experts cannot be combined yet; combine those of plain layers")
     if any(delta.reads_base for delta in deltas):
         raise LoraError("DoRA scales W itself, so that a sum of such deltas is no product of two factors")
     r = sum(delta.factors()[0].shape[0] for delta in deltas)

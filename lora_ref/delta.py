@@ -20,9 +20,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
 from lora_ref.errors import LoraError
+from lora_ref.expert_stack import ExpertStack
 from lora_ref.spec import LoraSpec
 
-KINDS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and Conv1D, see the end
+KINDS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, ExpertStack)  # and Conv1D, see the end
 
 
 class Delta(nn.Module):
@@ -242,6 +243,10 @@ def make_delta(
         raise LoraError(f"parts are the stacked rows of a linear; {kind} has none")
     if isinstance(base, nn.Embedding):
         return EmbeddingDelta(base, spec, dtype)
+    if isinstance(base, ExpertStack):
+        from lora_ref.expert_delta import ExpertDelta
+
+        return ExpertDelta(base, spec, dtype)
     assert isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return ConvDelta(base, spec, dtype)
 
@@ -254,7 +259,8 @@ def supported(base: nn.Module) -> bool:
 def _check_base(base: nn.Module) -> None:
     kind = type(base).__name__
     if not supported(base):
-        raise LoraError(f"{kind} cannot carry LoRA; Linear, Embedding, Conv1d, Conv2d, Conv3d and Conv1D can")
+        known = ", ".join(each.__name__ for each in KINDS)
+        raise LoraError(f"{kind} cannot carry LoRA; {known} and Conv1D can")
     if is_quantised(base):
         return
     if not any(type(base).forward is known.forward for known in KINDS) and not _is_conv1d(base):

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from lora_ref.delta import ConvDelta, Delta, EmbeddingDelta, FusedDelta, read_weight
 from lora_ref.errors import LoraError
+from lora_ref.expert_delta import ExpertDelta
 from lora_ref.model import Adapted, LoraModel
 from lora_ref.spec import LoraSpec
 from lora_ref.variants import DoraDelta
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"}
-READ |= {"use_dora"}
+READ |= {"use_dora", "target_parameters"}
 HARMLESS = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # other initialisations change the base
 # What says nothing about the function that the adapter computes; the kind of each base decides its layout.
 IGNORED = {"peft_version", "base_model_name_or_path", "revision", "auto_mapping", "task_type", "inference_mode"}
@@ -51,6 +52,8 @@ def save(model: Adapted, folder: str | Path, name: str = "default") -> None:
             raise LoraError(f"PEFT's layout has no place for the {type(delta).__name__} at {path}: parts or groups")
         if delta.factor != 1:
             raise LoraError(f"{name!r} is scaled by {delta.factor} at {path}, which no file can hold: set_scale to 1")
+        if delta.spec.dropout and isinstance(delta, ExpertDelta):
+            raise LoraError(f"PEFT has no dropout for the experts at {path} and would refuse the file")
     spec = _ordered(_plain(spec, deltas))
     _check_reading(spec, deltas)
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -86,6 +89,7 @@ def load(
     deltas, bases = model.plan(name, spec), model.bases()
     _check_reading(spec, deltas)
     _drop_copies(tensors, {path: read_weight(bases[path]) for path in deltas})
+    _unpack(tensors, deltas)
     wanted = _keys(deltas)
     _refuse("lacks", wanted.keys() - tensors.keys())
     _refuse("has foreign tensors:", tensors.keys() - wanted.keys())
@@ -142,13 +146,22 @@ def _config(spec: LoraSpec, deltas: Mapping[str, Delta]) -> dict[str, object]:
         "lora_dropout": spec.dropout,
         "use_rslora": spec.rslora,
         "use_dora": spec.dora,
-        "target_modules": list(spec.targets),
+        **_targets(spec, deltas),
         "rank_pattern": dict(spec.rank_pattern),
         "alpha_pattern": dict(spec.alpha_pattern),
         "fan_in_fan_out": any(getattr(delta, "transposed", False) for delta in deltas.values()),
         "bias": "none",
         "init_lora_weights": True,
     }
+
+
+def _targets(spec: LoraSpec, deltas: Mapping[str, Delta]) -> dict[str, list[str]]:
+    """A stack of experts is a parameter for PEFT and no module; beside one, every target has its whole path."""
+    stacks = [path for path, delta in deltas.items() if isinstance(delta, ExpertDelta)]
+    if not stacks:
+        return {"target_modules": list(spec.targets)}
+    modules = [path for path in deltas if path not in stacks]
+    return {"target_modules": modules, "target_parameters": [f"{path}.weight" for path in stacks]}
 
 
 def _read_spec(folder: Path) -> LoraSpec:
@@ -160,13 +173,16 @@ def _read_spec(folder: Path) -> LoraSpec:
             raise LoraError(f"{CONFIG} uses {key}={value!r}, which is not supported")
     if lacking := sorted({"r", "lora_alpha", "target_modules"} - config.keys()):
         raise LoraError(f"{CONFIG} lacks {', '.join(lacking)}")
-    targets, numbers = config["target_modules"], [config["lora_alpha"], config.get("lora_dropout", 0.0)]
+    targets, parameters = config["target_modules"], config.get("target_parameters") or []
+    numbers = [config["lora_alpha"], config.get("lora_dropout", 0.0)]
     patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     flags = {key: config.get(key, False) for key in ("use_rslora", "use_dora")}
     if wrong := [f"{key}={value!r}" for key, value in flags.items() if not isinstance(value, bool)]:
         raise LoraError(f"{wrong[0]} must be true or false")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise LoraError(f"target_modules must be a list of path suffixes, got {targets!r}")
+    if not isinstance(parameters, list) or not all(str(name).endswith(".weight") for name in parameters):
+        raise LoraError(f"target_parameters must be a list of paths that end in .weight, got {parameters!r}")
     if not all(isinstance(pattern, dict) for pattern in patterns):
         raise LoraError("rank_pattern and alpha_pattern must map path suffixes to numbers")
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [*numbers, *patterns[1].values()]):
@@ -177,7 +193,7 @@ def _read_spec(folder: Path) -> LoraSpec:
         rslora=flags["use_rslora"],
         dora=flags["use_dora"],
         dropout=config.get("lora_dropout", 0.0),
-        targets=tuple(targets),
+        targets=(*targets, *(name.removesuffix(".weight") for name in parameters)),
         rank_pattern=patterns[0],
         alpha_pattern=patterns[1],
     )
@@ -214,6 +230,14 @@ def _drop_copies(tensors: dict[str, Tensor], weights: Mapping[str, Tensor]) -> N
             raise LoraError(f"{key} is not the weight of the module at {path}: the adapter is for another base")
 
 
+def _unpack(tensors: dict[str, Tensor], deltas: Mapping[str, Delta]) -> None:
+    """PEFT's matrices for all experts of a stack, as one A and one B for each."""
+    for path, delta in deltas.items():
+        a, b = (f"base_model.model.{path}.lora_{name}.weight" for name in "AB")
+        if isinstance(delta, ExpertDelta) and {a, b} <= tensors.keys():
+            tensors[a], tensors[b] = delta.unpacked(tensors[a], tensors[b])
+
+
 def _refuse(what: str, keys: Iterable[str]) -> None:
     if found := sorted(keys):
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -230,11 +254,12 @@ def _ordered(spec: LoraSpec) -> LoraSpec:
     )
 
 
-def _check_reading(spec: LoraSpec, paths: Iterable[str]) -> None:
+def _check_reading(spec: LoraSpec, deltas: Mapping[str, Delta]) -> None:
     """PEFT reads a pattern's keys as regular expressions and takes the first match: refuse what that would change."""
-    for path in paths:
+    for path, delta in deltas.items():
+        name = f"{path}.weight" if isinstance(delta, ExpertDelta) else path
         theirs = [
-            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+            next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
             for pattern, default in ((spec.rank_pattern, spec.r), (spec.alpha_pattern, spec.alpha))
         ]
         ours = [spec.at(path).r, spec.at(path).alpha]

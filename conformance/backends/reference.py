@@ -147,7 +147,8 @@ class ReferenceBatch(TorchBatch):
 
 
 FEATURES = frozenset(Feature)
-INIT = dict.fromkeys(("linear", "transposed", "conv", "fused"), "kaiming_uniform_a5") | {"embedding": "normal"}
+INIT = dict.fromkeys(("linear", "transposed", "conv", "fused", "experts"), "kaiming_uniform_a5")
+INIT |= {"embedding": "normal"}
 
 backend = Backend(
     Manifest(

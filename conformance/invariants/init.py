@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +52,8 @@ def _large(draw: DrawFn, plain: SearchStrategy[Case]) -> Case:
     if case.kind == "fused":
         fields["parts"] = tuple(8 * n for n in case.parts)
         fields["out_features"] = sum(fields["parts"])
+    if case.kind == "experts":
+        fields["index"] = (0,)
     return replace(case, **fields)
 
 
@@ -82,7 +85,7 @@ def _judge_distribution(subject: Subject, case: Case, make: Callable[[LoraSpec, 
         pooled += some.size
     name = f"{'B' if zero == 'a' else 'A'}{which}"
     values = np.stack(drawn)  # (seeds, r, fan_in), or (seeds, out, r) where A is the zero factor
-    fan_in = case.geometry.a_matrix(case.arrays.a.astype(np.float64)).shape[1] if zero == "b" else case.r
+    fan_in = math.prod(case.geometry.a_shape(1)[1:]) if zero == "b" else case.r
     law = subject.manifest.init[case.kind]
     judge_law(f"{name} over {len(values)} seeds", values, law, fan_in, case.r, case.narrowest)
     signs = values > 0

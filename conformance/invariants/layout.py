@@ -16,6 +16,7 @@ shape_general = invariant("shape-general", family="layout", after=("forward-orac
 layout_agnostic = invariant("layout-agnostic", family="layout", after=("forward-oracle", "grad-oracle"))
 base_geometry_parity = invariant("base-geometry-parity", family="layout", after=("forward-oracle", "grad-oracle"))
 fused_slice_map = invariant("fused-slice-map", family="layout", after=("forward-oracle", "grad-oracle"))
+expert_row_map = invariant("expert-row-map", family="layout", after=("forward-oracle", "grad-oracle"))
 
 
 class DrawExtremes(Draw):
@@ -70,6 +71,16 @@ def _(subject: Subject, case: Case) -> None:
     """In a weight that stacks several projections each part's delta lands in that part's rows, and only there.
 
     For every non-empty subset of adapted parts, and for parts of different sizes (grouped-query attention).
+    """
+    _judge_all(subject, case)
+
+
+@expert_row_map.on(Facet.OPERATOR, Facet.LAYER, needs={Feature.EXPERTS}, draws=Draw(kinds=("experts",)))
+def _(subject: Subject, case: Case) -> None:
+    """In a stack of experts each row of x meets the A and B of the expert that it is sent to, and they learn from it.
+
+    y_i = x_i W_eᵀ + s (x_i A_eᵀ) B_eᵀ; W (E, out, in), A (E, r, in), B (E, out, r), e the expert of row i. The factors
+    of an expert without rows have zero gradients, not missing ones.
     """
     _judge_all(subject, case)
 

@@ -39,7 +39,9 @@ class DrawMergeable(Draw):
     Facet.LAYER,
     needs={Feature.MERGE},
     cost=1 / 2,
-    draws=DrawMergeable(("linear", "transposed", "embedding", "conv", "fused", "conv", "fused"), geometry=True),
+    draws=DrawMergeable(
+        ("linear", "transposed", "embedding", "conv", "fused", "conv", "fused", "experts"), geometry=True
+    ),
 )
 def _(subject: Subject, case: Case) -> None:
     """After a merge the weight is W + s·B·A, in W's own layout; the bias is what it was.

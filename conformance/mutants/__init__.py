@@ -13,6 +13,7 @@ from conformance.mutants import determinism as determinism
 from conformance.mutants import distributed as distributed
 from conformance.mutants import dora as dora
 from conformance.mutants import dtype as dtype
+from conformance.mutants import experts as experts
 from conformance.mutants import forward as forward
 from conformance.mutants import freezing as freezing
 from conformance.mutants import fused as fused

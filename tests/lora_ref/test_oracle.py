@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lora_ref.convolution import Conv
+from lora_ref.experts import Experts
 from lora_ref.geometry import Embedding, Fused, Geometry, Linear
 from lora_ref.oracle import Numerics, Oracle
 from lora_ref.spec import LoraSpec
@@ -25,6 +26,8 @@ GEOMETRIES: list[Geometry] = [
     Embedding(9, 4, padding_idx=2),
     Fused(5, (4, 2, 2), (True, False, True)),
     Fused(5, (3, 3), (False, True)),
+    Experts(5, 7, 3, (0, 2, 2, 0, 0, 2)),
+    Experts(5, 7, 4, (3, 1, 0, 2, 1, 1)),
     Conv(4, 6, (7,), (3,), (2,), (1,), (2,)),
     Conv(2, 6, (7, 4, 5), (3, 1, 2), (2, 1, 1), (1, 0, 1), (2, 1, 1)),
     *CONVS,
@@ -49,6 +52,10 @@ def torch_forward(
             else:
                 deltas.append(torch.zeros(*x.shape[:-1], n, dtype=x.dtype))
         return F.linear(x, w, bias) + s * torch.cat(deltas, -1)
+    if isinstance(g, Experts):
+        e = torch.tensor(g.index).reshape(x.shape[:-1])
+        delta = torch.einsum("...r,...or->...o", torch.einsum("...i,...ri->...r", x, a[e]), b[e])
+        return torch.einsum("...i,...oi->...o", x, w[e]) + bias + s * delta
     assert isinstance(g, Conv)
     conv = (F.conv1d, F.conv2d, F.conv3d)[len(g.kernel) - 1]
     pads = [p for q in reversed(g.padding) for p in (q, q)]
