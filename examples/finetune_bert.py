@@ -131,7 +131,7 @@ def accuracy(body: Any, head: nn.Linear, data: Encoded) -> float:
 
 
 def probe(body: Any, data: Encoded, seed: int) -> tuple[float, float]:
-    """Held-out accuracy of a head on the body as it came: as drawn, and after the best of many epochs, in its favour."""
+    """Held-out accuracy of a head on the body as it came: as drawn, and after the best of many epochs."""
     body.eval()
     with torch.no_grad():
         seen = [[(pooled(body, tokens), labels) for tokens, labels in data.batches(part, 64)]
