@@ -22,6 +22,7 @@ from conformance.invariants import memory as memory
 from conformance.invariants import determinism as determinism
 from conformance.invariants import lifecycle as lifecycle
 from conformance.invariants import on_models as on_models
+from conformance.invariants import switching as switching
 from conformance.invariants import tied as tied
 from conformance.invariants import targets as targets
 from conformance.invariants import persistence as persistence

@@ -20,17 +20,17 @@ expert_row_map = invariant("expert-row-map", family="layout", after=("forward-or
 
 
 class DrawExtremes(Draw):
-    """Shapes at the edges, as often as ordinary ones: of axes, and of the tiles that kernels work in."""
+    """Shapes at the edges, as often as ordinary ones: of axes, and of the tiles that kernels work in, up to 256."""
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
-        edge = st.sampled_from((1, 2, 3, 17, 67, 130))
+        edge = st.sampled_from((1, 2, 3, 17, 67, 130, 259))
         extreme = st.builds(
             Case,
             in_features=edge,
             out_features=edge,
-            r=st.sampled_from((1, 3, 7, 20, 33)),
+            r=st.sampled_from((1, 3, 7, 20, 33, 130)),
             alpha=st.sampled_from((2.0, 5.0)),
-            lead=st.sampled_from(((0,), (), (1,), (3, 0, 2), (2, 1, 1, 3), (131,), (2, 65))),
+            lead=st.sampled_from(((0,), (), (1,), (3, 0, 2), (2, 1, 1, 3), (131,), (2, 65), (263,))),
             tier=st.just("bounded"),
             dtype=st.just(subject.dtype),
             bias=st.booleans() if subject.has(Feature.BIAS) else st.just(value=False),

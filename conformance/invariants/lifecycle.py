@@ -14,6 +14,7 @@ from conformance.cases import Case
 from conformance.contract import Array, Facet, Feature, Handle
 from conformance.invariant import invariant
 from conformance.invariants.merge import refuses, restored
+from conformance.stepping import stepped
 from conformance.strategies import Draw
 from conformance.subject import Subject
 from conformance.violation import must
@@ -62,6 +63,9 @@ class DrawLife(Draw):
         if subject.has(Feature.MULTI_ADAPTER):  # much happens only where the active adapter is not the only one
             start = st.builds(lambda nth: ["add:0", "add:0", f"switch:{nth}"], st.integers(0, 2))
             walks |= st.builds(list.__add__, start, short)
+        if subject.has(Feature.TRAIN_STEP):  # an optimiser that was there before, and goes on afterwards
+            end = [f"{name}:0" for name in ("unmerge", "enable", "train") if name in able]
+            walks |= st.builds(lambda between: ["train:0", *between, *end], short)
         return st.builds(_with, super().__call__(subject), walks.map(tuple))
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
@@ -89,6 +93,7 @@ class State:
     merged: tuple[str, ...] = ()
     written: int = 0
     exact: bool = True
+    optimised: tuple[str, ...] | None = None  # whose factors the optimiser has: those active at its first step
 
     def oracle(self, subject: Subject, adapter: str) -> Oracle:
         return self.case.oracle_of(*self.factors[adapter], subject.manifest, factor=self.scales[adapter])
@@ -116,8 +121,9 @@ def _(subject: Subject, case: Case) -> None:
     """Any sequence of operations leaves the layer as the closed form of its state says.
 
     Operations: write new A and B, run forward, train a step, merge, unmerge, disable, enable, scale, add, switch to,
-    join and delete adapters, copy. What is refused changes nothing, and only a merged layer may refuse. At the end,
-    unmerged, the base weight is the base weight.
+    join and delete adapters, copy. Unmerging what is not merged does nothing; merging while disabled leaves the layer
+    disabled; an optimiser goes on training the A and B that it was given. What is refused changes nothing, and only a
+    merged layer may refuse. At the end, unmerged, the base weight is the base weight.
     """
     assert isinstance(case, Life)
     nowhere = np.zeros(case.arrays.w.shape)
@@ -149,7 +155,7 @@ def _possible(name: str, state: State) -> bool:
     """Whether the step means something now; changes to a merged adapter are judged by merge-state-honest."""
     if name in {"write", "scale", "train"} and state.merged:
         return False
-    wanted = {"train": state.enabled, "merge": state.enabled and not state.merged, "unmerge": bool(state.merged)}
+    wanted = {"train": state.enabled, "merge": not state.merged}
     return wanted.get(name, True)
 
 
@@ -162,11 +168,12 @@ class Walk:
     state: State
 
     def take(self, name: str, adapter: str) -> None:
-        """A refusal by a merged layer changes nothing; by any other it is an error."""
+        """A refusal by a merged layer changes nothing; by any other only what has nothing to do may be."""
+        idle = {"unmerge": not self.state.merged, "merge": not self.state.enabled}
         try:
             getattr(self, name)(adapter)
         except Exception:
-            if not self.state.merged:
+            if not self.state.merged and not idle.get(name, False):
                 raise
 
     def _values(self) -> tuple[Array, Array]:
@@ -183,11 +190,13 @@ class Walk:
         self.handle.forward(self.state.case.arrays.x, train=not self.state.merged)
 
     def train(self, _adapter: str) -> None:
-        """One step; then the state takes over the values, which other invariants judge. Only active adapters move."""
+        """One step: what is active and known to the optimiser moves as the closed form says; what is not stays."""
         state, handle = self.state, self.handle
         before = handle.tensors()
-        handle.step(state.case.arrays.x, state.case.arrays.dy, lr=2.0**-12, weight_decay=0.0)
+        x, dy, lr = state.case.arrays.x, state.case.arrays.dy, 2.0**-12
+        handle.step(x, dy, lr=lr, weight_decay=0.0)
         after = handle.tensors()
+        state.optimised = state.active if state.optimised is None else state.optimised
         for adapter in state.factors:
             pair = tuple(after[f"{factor}:{adapter}"].value for factor in "ab")
             if adapter not in state.active:
@@ -195,6 +204,13 @@ class Walk:
                 must(
                     same, f"A and B of {adapter}, which is not active, after a step", "the same values", "other values"
                 )
+            elif adapter in state.optimised:
+                oracle = state.oracle(self.subject, adapter)
+                gradients = oracle.gradients(x, dy)
+                for old, new, gradient in zip(state.factors[adapter], pair, (gradients.a, gradients.b), strict=True):
+                    self.subject.judge(
+                        f"A or B of {adapter} after a step", new, stepped(oracle, old, gradient, lr), exact=False
+                    )
             state.factors[adapter] = (pair[0], pair[1])
         state.exact = False
 
@@ -238,9 +254,12 @@ class Walk:
     def delete(self, adapter: str) -> None:
         self.handle.delete(adapter)
         del self.state.factors[adapter]
+        if self.state.optimised is not None:
+            self.state.optimised = tuple(other for other in self.state.optimised if other != adapter)
 
     def copy(self, adapter: str) -> None:
         self.handle = self.handle.copy(pickled=adapter != "default")
+        self.state.optimised = None  # a copy has an optimiser of its own
 
 
 def _judge_output(walk: Walk, done: str) -> None:

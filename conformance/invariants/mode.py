@@ -67,7 +67,7 @@ def _(subject: Subject, case: Case) -> None:
     """In training mode dropout acts on A's input and nowhere else: y = x Wᵀ + bias + s ((m∘x) Aᵀ) Bᵀ.
 
     Each m is 0 with probability p and 1/(1-p) otherwise, independently for every element and every call, so that its
-    mean is the eval mode's 1. A false alarm of the three frequency tests has a probability of at most 3e-12 a case.
+    mean is the eval mode's 1. A false alarm of the four frequency tests has a probability of at most 4e-12 a case.
     """
     mask = replayed_mask(subject, case, seed=case.seed)
     handle = subject.attach(case)
@@ -78,17 +78,18 @@ def _(subject: Subject, case: Case) -> None:
     subject.judge("y in training mode", y, expected, exact=case.tier == "exact", delta=delta, spec=case.spec)
 
     wide = replace(case, lead=(8,))  # more rows, so that few calls tell much
-    kept = np.stack([_kept_first_inputs(subject, wide, seed) for seed in range(_SEEDS)])  # (seeds, rows, inputs)
+    kept = np.stack([_kept_inputs(subject, wide, seed) for seed in range(_SEEDS)])  # (seeds, rows, inputs)
     p = case.dropout
     judge_frequency("share of inputs that dropout keeps", kept, 1 - p)
     agree = (1 - p) ** 2 + p**2
     judge_frequency("share of equal choices in neighbouring rows", kept[:, 0::2] == kept[:, 1::2], agree)
     judge_frequency("share of equal choices in successive calls", kept[0::2] == kept[1::2], agree)
+    judge_frequency("share of equal choices in neighbouring inputs", kept[..., 0] == kept[..., 1], agree)
 
 
-def _kept_first_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Whether the first input of each row was kept."""
-    return replayed_mask(subject, replace(case, in_features=1, kind="linear", parts=(), enabled=()), seed=seed) > 0
+def _kept_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Whether the two inputs of each row were kept."""
+    return replayed_mask(subject, replace(case, in_features=2, kind="linear", parts=(), enabled=()), seed=seed) > 0
 
 
 class DrawModes(Draw):

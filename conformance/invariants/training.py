@@ -16,12 +16,12 @@ from conformance.cases import Arrays, Case, InexactCaseError
 from conformance.contract import Array, Facet, Feature, ModelHandle
 from conformance.invariant import invariant
 from conformance.stack import NAMES, PARTS, STEPS, StackCase
+from conformance.stepping import stepped
 from conformance.strategies import Draw
 from conformance.subject import Subject
 from conformance.torch_arrays import to_numpy, to_torch
 from conformance.violation import must
-from lora_ref.oracle import Oracle
-from lora_ref.rounding import PRECISION_BITS, Bounded, exact
+from lora_ref.rounding import PRECISION_BITS
 
 step_oracle = invariant("step-oracle", family="training", after=("grad-oracle",))
 training_parity = invariant("training-parity", family="training", after=("grad-oracle",))
@@ -54,7 +54,7 @@ def _(subject: Subject, case: Case) -> None:
         oracle = case.oracle_of(values["a"], values["b"], subject.manifest)
         gradients = oracle.gradients(x, dy)
         expected = {
-            name: _stepped(oracle, values[name], gradient, lr, decay)
+            name: stepped(oracle, values[name], gradient, lr, decay)
             for name, gradient in (("a", gradients.a), ("b", gradients.b))
         }
         if integers and not all(_held(case, each.value) for each in expected.values()):
@@ -81,14 +81,6 @@ def _exact_sums(case: Case, a: Array, b: Array) -> bool:
     """Whether every partial sum with these integers is exact."""
     at = case.arrays
     return Arrays(at.w, at.bias, a, b, at.x, at.dy).largest_sum(case) <= 2.0 ** PRECISION_BITS[case.narrowest]
-
-
-def _stepped(oracle: Oracle, before: Array, gradient: Bounded, lr: float, decay: float) -> Bounded:
-    """p - lr (g + decay p): each sum is formed in float32 or wider, then stored in the dtype of p."""
-    p = exact(before.astype(np.float64))
-    if decay:
-        gradient = oracle.adapter.round(oracle.wide.round(gradient + p.times(decay)))
-    return oracle.adapter.round(oracle.wide.round(p - gradient.times(lr)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ from conformance.mutants import persistence as persistence
 from conformance.mutants import quantised as quantised
 from conformance.mutants import refused as refused
 from conformance.mutants import residual as residual
+from conformance.mutants import saving as saving
 from conformance.mutants import scaling as scaling
+from conformance.mutants import switching as switching
 from conformance.mutants import targets as targets
 from conformance.mutants import tied as tied
 from conformance.mutants import training as training

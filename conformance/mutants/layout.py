@@ -191,3 +191,31 @@ class FastPathWithoutScaling(LinearDelta):
     def forward(self, x: Tensor) -> Tensor:
         delta = super().forward(x)
         return delta if x[..., 0].numel() <= 32 else 0.5 * delta
+
+
+@mutant("rank-cut-at-64", killed_by=SHAPES)
+class RankCutAt64(LinearDelta):
+    """A buffer is made for ranks up to 64; what is above them takes no part."""
+
+    def _branch(self, x: Tensor) -> Tensor:
+        h = F.linear(x, self.a[:64])  # (..., in) -> (..., min(r, 64))
+        return F.linear(h, self.b[:, :64])  # (..., out)
+
+
+@mutant("second-block-of-inputs-lost", killed_by=SHAPES)
+class SecondBlockLost(LinearDelta):
+    """The sum over inputs ends after its first block of 256."""
+
+    def _branch(self, x: Tensor) -> Tensor:
+        h = F.linear(x[..., :256], self.a[:, :256])  # (..., 256) -> (..., r)
+        return F.linear(h, self.b)  # (..., out)
+
+
+@mutant("second-block-of-rows-lost", killed_by=SHAPES)
+class SecondBlockOfRowsLost(LinearDelta):
+    """Rows after the first block of 256 get no delta."""
+
+    def _branch(self, x: Tensor) -> Tensor:
+        y = super()._branch(x)  # (..., out)
+        rows = torch.arange(x[..., 0].numel()).view(*x.shape[:-1], 1)
+        return torch.where(rows < 256, y, 0)

@@ -30,6 +30,15 @@ class DropoutNever(LinearDelta):
         return x.to(self.a.dtype)
 
 
+@mutant("dropout-of-whole-rows", killed_by=["dropout-on-delta-only"])
+class DropoutOfRows(LinearDelta):
+    """One choice is made for all inputs of a row."""
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        x, p = x.to(self.a.dtype), self.spec.dropout
+        return x * F.dropout(torch.ones_like(x[..., :1]), p, self.training)  # (..., in) * (..., 1)
+
+
 @mutant("qdora-dropout-missing", killed_by=["dropout-on-delta-only"], thread="huggingface/peft#1806")
 class DropoutMissingInFused(FusedDelta):
     """Of several kinds of layers one, the fused projections, forgets its dropout."""
