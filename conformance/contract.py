@@ -257,7 +257,7 @@ class Handle(Protocol):
         """The adapter's delta is now factor times what its spec says; 1 restores it."""
 
     def combine(self, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:  # COMBINE
-        """Add an adapter whose delta is the weighted sum of the deltas of others; it is not yet active."""
+        """Add an adapter whose delta is the weighted sum of those that others have now; it is not yet active."""
 
     def copy(self, *, pickled: bool) -> Handle: ...  # COPY
 

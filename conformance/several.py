@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from conformance.cases import Arrays, Case, InexactCaseError, exact_alpha
-from conformance.contract import Array, Manifest
+from conformance.contract import Array, Feature, Manifest
 from conformance.strategies import ALPHAS, Draw
 from conformance.subject import Subject
 from lora_ref.oracle import Oracle
@@ -30,6 +30,7 @@ class Several(Case):
 
     ranks: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
+    rsloras: tuple[bool, ...] = ()  # of the further ones; none given: as the case's own
     shares: tuple[float, ...] = ()  # weights of a combination
     swapped: bool = False  # the adapter that is looked at is the second one
     operations: tuple[str, ...] = ()
@@ -52,7 +53,8 @@ class Several(Case):
 
     def _other(self, nth: int, density: float | None) -> Adapter:
         rng = np.random.default_rng([self.seed, 7, nth])
-        spec = replace(self.spec, r=self.ranks[nth], alpha=self.alphas[nth])
+        rslora = self.rsloras[nth] if self.rsloras else self.rslora
+        spec = replace(self.spec, r=self.ranks[nth], alpha=self.alphas[nth], rslora=rslora)
         factors = []
         for like, shape in (
             (self.arrays.a, self.geometry.a_shape(spec.r)),
@@ -73,7 +75,9 @@ class Several(Case):
         least = min((abs(share) for share in self.shares), default=1.0)
         for spec, a, b in adapters:
             here = Arrays(at.w, at.bias, a, b, at.x, at.dy)
-            total += here.largest_sum(replace(self, r=spec.r, alpha=spec.alpha)) * min(1.0, spec.scaling)
+            total += here.largest_sum(replace(self, r=spec.r, alpha=spec.alpha, rslora=spec.rslora)) * min(
+                1.0, spec.scaling
+            )
             grid = min(grid, spec.scaling * min(1.0, least))
         return total * max(1.0, most) / grid
 
@@ -118,7 +122,7 @@ class DrawSeveral(Draw):
     steps: tuple[str, ...] = ()
 
     def __call__(self, subject: Subject) -> SearchStrategy[Case]:
-        return _several(super().__call__(subject), self)
+        return _several(super().__call__(subject), self, subject.has(Feature.RSLORA))
 
     def rebuild(self, given: Mapping[str, Any]) -> Case:
         return Several.from_fields(given)
@@ -128,18 +132,21 @@ class DrawSeveral(Draw):
 
 
 @st.composite
-def _several(draw: DrawFn, plain: SearchStrategy[Case], ask: DrawSeveral) -> Several:
+def _several(draw: DrawFn, plain: SearchStrategy[Case], ask: DrawSeveral, rslora: bool) -> Several:  # noqa: FBT001
     case = draw(plain)
     count = draw(st.integers(*ask.others))
-    ranks = tuple(draw(st.sampled_from((4, 1, 9) if case.rslora else (3, 1, 2, 5))) for _ in range(count))
+    rsloras = tuple(rslora and ask.rslora and draw(st.booleans()) for _ in range(count))
+    ranks = tuple(draw(st.sampled_from((4, 1, 9) if root else (3, 1, 2, 5))) for root in rsloras)
     exponents = tuple(draw(st.sampled_from((1, -1, 2, 0, -2))) for _ in range(count))
-    alphas = tuple(exact_alpha(r, e, rslora=case.rslora) for r, e in zip(ranks, exponents, strict=True))
+    each = zip(ranks, exponents, rsloras, strict=True)
+    alphas = tuple(exact_alpha(r, e, rslora=root) for r, e, root in each)
     if case.tier == "bounded":
         alphas = tuple(draw(st.sampled_from(ALPHAS)) for _ in range(count))
     steps = st.permutations(ask.steps).map(tuple) if ask.steps else st.just(())
     fields: dict[str, Any] = {
         "ranks": ranks,
         "alphas": alphas,
+        "rsloras": rsloras,
         "shares": tuple(draw(st.sampled_from(SHARES)) for _ in range(count + 1)),
         "swapped": draw(st.booleans()),
         "operations": draw(steps),

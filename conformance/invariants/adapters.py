@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from conformance.cases import Case, Kind
 from conformance.contract import Array, Facet, Feature, Handle, Tensor
 from conformance.invariant import invariant
@@ -28,8 +30,8 @@ KINDS: tuple[Kind, ...] = ("linear", "transposed", "embedding", "conv")
 def _(subject: Subject, case: Case) -> None:
     """Adding, writing, using, training, merging and deleting one adapter changes nothing of another, nor of the base.
 
-    The other one's output, its A and B and what is trainable of them keep their bits; with all adapters disabled the
-    output is the base layer's, bit for bit, before and after.
+    Not even if it holds NaN. The other one's output, its A and B and what is trainable of them keep their bits; with
+    all adapters disabled the output is the base layer's, bit for bit, before and after.
     """
     assert isinstance(case, Several)
     handle = subject.attach(case)
@@ -44,8 +46,8 @@ def _(subject: Subject, case: Case) -> None:
     _must_be(subject, case, handle, kept, before, "adding another")
 
     a, b = case.adapters[nth][1:]
-    handle.write(-a, -b, moved)
-    _must_be(subject, case, handle, kept, before, "writing to another")
+    handle.write(np.full_like(a, np.nan), np.full_like(b, np.nan), moved)
+    _must_be(subject, case, handle, kept, before, "writing NaN to another")
     handle.write(a, b, moved)
     _use(subject, case, handle, moved, nth)
     handle.activate(kept)
@@ -114,9 +116,10 @@ def _use(subject: Subject, case: Several, handle: Handle, adapter: str, nth: int
 def _(subject: Subject, case: Case) -> None:
     """Several active adapters add up: y = x Wᵀ + bias + Σ sᵢ (x Aᵢᵀ) Bᵢᵀ, in forward, gradients and merged weight.
 
-    Each has its own rank, alpha and scaling. A combined adapter is the sum of its parts' deltas, each times its weight,
-    which may be negative; of one part with weight 1 it is that part, whatever its scaling law, up to the rounding of
-    its factors.
+    Each has its own rank, alpha and scaling law. A combined adapter is the sum of its parts' deltas, each times its
+    weight, which may be negative; of one part with weight 1 it is that part, whatever its scaling law, up to the
+    rounding of its factors. It becomes active and is trained only when asked to, and has values of its own: what is
+    written to a part changes nothing of it, nor the other way round.
     """
     assert isinstance(case, Several)
     handle, x, exact = subject.attach(case), case.arrays.x, case.tier == "exact"
@@ -134,7 +137,7 @@ def _(subject: Subject, case: Case) -> None:
     if own.x is not None and (exact or case.kind != "conv"):
         subject.judge("dx with all active", grads.dx, _dx(subject, case, own.x), exact=exact)
     if subject.has(Feature.COMBINE):
-        _judge_combinations(subject, case, handle, names)
+        _judge_combinations(subject, case, handle, names, grads.y)
     if subject.has(Feature.MERGE) and case.kind != "conv":
         handle.activate(*names)
         handle.forward(x)
@@ -156,21 +159,39 @@ def _dx(subject: Subject, case: Several, own: Bounded) -> Bounded:
     return own
 
 
-def _judge_combinations(subject: Subject, case: Several, handle: Handle, names: list[str]) -> None:
+def _judge_combinations(subject: Subject, case: Several, handle: Handle, names: list[str], y: Array) -> None:
+    """``y``: of all of ``names``, which are active."""
     x, exact = case.arrays.x, case.tier == "exact"
+    trained = _trained(handle)
     handle.combine("mix", names, case.shares)
     handle.combine("alone", names[:1], [1.0])
+    subject.judge.same("y of all active adapters after combining them", handle.forward(x), y)
+    now = _trained(handle)
+    must(now == trained, "trainable tensors after combining adapters", ", ".join(trained), ", ".join(now))
     handle.activate("mix")
     combined = case.combined(subject.manifest)
     shares = ", ".join(f"{share:g}" for share in case.shares)
-    y = handle.forward(x)
+    mix = handle.forward(x)
     delta = combined.delta(x).value
-    subject.judge(f"y of a combination with weights {shares}", y, combined.forward(x), exact=exact, delta=delta)
+    subject.judge(f"y of a combination with weights {shares}", mix, combined.forward(x), exact=exact, delta=delta)
     handle.activate("alone")
-    alone = replace(case, ranks=(), alphas=(), shares=(1.0,)).combined(subject.manifest)
-    delta, spec = alone.delta(x).value, case.spec
-    y = handle.forward(x)
-    subject.judge("y of a combination of one", y, alone.forward(x), exact=False, delta=delta, spec=spec)
+    single = replace(case, ranks=(), alphas=(), rsloras=(), shares=(1.0,)).combined(subject.manifest)
+    delta, spec = single.delta(x).value, case.spec
+    alone = handle.forward(x)
+    subject.judge("y of a combination of one", alone, single.forward(x), exact=False, delta=delta, spec=spec)
+
+    _, a, b = case.adapters[0]
+    handle.write(-a, b, names[0])
+    for name, before in (("alone", alone), ("mix", mix)):
+        handle.activate(name)
+        subject.judge.same(f"y of {name} after writing to its first part", handle.forward(x), before)
+    handle.write(a, b, names[0])
+    tensors = handle.tensors()
+    handle.write(-tensors["a:alone"].value, tensors["b:alone"].value, "alone")
     handle.activate(names[0])
     expected = case.oracle_at(0, subject.manifest).forward(x)
     subject.judge("y of the first part afterwards", handle.forward(x), expected, exact=exact)
+
+
+def _trained(handle: Handle) -> list[str]:
+    return sorted(name for name, tensor in handle.tensors().items() if tensor.trainable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,11 +138,20 @@ def _(subject: Subject, case: StackCase) -> None:
 
 @accumulation_parity.on(Facet.MODEL, draws=DrawStack(), **_ON_STACK)
 def _(subject: Subject, case: StackCase) -> None:
-    """Gradients accumulated over the parts of a batch are those of the whole batch, bit for bit, and so is the step."""
+    """Gradients accumulated over the parts of a batch are those of the whole batch, bit for bit, and so is the step.
+
+    In one step each part is computed to its end, and in the next one all forwards come before the first backward, as
+    in a pipeline: what a backward needs is kept with its own forward.
+    """
     run = _Run(subject, case)
     for step in range(STEPS):
-        for part in range(PARTS):
-            run.backward(step, part)
+        if step % 2:
+            outputs = [run.forward(step, part) for part in range(PARTS)]
+            for part, y in enumerate(outputs):
+                run.backward_of(y, step, part)
+        else:
+            for part in range(PARTS):
+                run.backward(step, part)
         for path, (name, factor) in run.factors():
             grad = None if factor.grad is None else to_numpy(factor.grad)
             must(grad is not None, f"d{name.upper()} of {path}", "a gradient", "none")
@@ -201,12 +210,20 @@ class _Run:
 
     def backward(self, step: int, *parts: int) -> None:
         """Gradients of the mean over the parts of a batch; ``parts`` are those at hand, by default all."""
-        at = parts or range(PARTS)
-        x, dy = (np.concatenate([self.case.arrays[f"{name}:{step}:{part}"] for part in at]) for name in ("x", "dy"))
-        y = self.handle.module.train()(to_torch(x))
-        wanted = np.concatenate([np.split(self.case.expected[f"y:{step}"], PARTS)[part] for part in at])
+        at = parts or tuple(range(PARTS))
+        self.backward_of(self.forward(step, *at), step, *at)
+
+    def forward(self, step: int, *parts: int) -> torch.Tensor:
+        y: torch.Tensor = self.handle.module.train()(to_torch(self._rows("x", step, parts)))
+        wanted = np.concatenate([np.split(self.case.expected[f"y:{step}"], PARTS)[part] for part in parts])
         self.subject.judge.same(f"y of step {step + 1}", to_numpy(y), wanted)
-        y.backward(to_torch(dy) / PARTS)
+        return y
+
+    def backward_of(self, y: torch.Tensor, step: int, *parts: int) -> None:
+        y.backward(to_torch(self._rows("dy", step, parts)) / PARTS)  # type: ignore[no-untyped-call]
+
+    def _rows(self, name: str, step: int, parts: Sequence[int]) -> Array:
+        return np.concatenate([self.case.arrays[f"{name}:{step}:{part}"] for part in parts])
 
     def step(self, step: int) -> None:
         self.optimiser.step()
@@ -224,6 +241,5 @@ class _Run:
 
     def trained(self) -> Array:
         """What the first batch now gives, in eval mode."""
-        x = np.concatenate([self.case.arrays[f"x:0:{part}"] for part in range(PARTS)])
         with torch.no_grad():
-            return to_numpy(self.handle.module.eval()(to_torch(x)))
+            return to_numpy(self.handle.module.eval()(to_torch(self._rows("x", 0, range(PARTS)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -206,4 +207,26 @@ class SecondInHalf(Adapters):
         total = super().add_to(out, x, [first], plain)
         for name in rest:
             total = total + self.delta(name)(x).to(torch.bfloat16).to(out.dtype)
+        return total
+
+
+@mutant("first-scaling-law-for-all", killed_by=_SUM)
+class FirstLawForAll(Adapters):
+    """Whether alpha is divided by r or by its root is what the first adapter says, for all."""
+
+    def put(self, name: str, delta: Delta, spec: LoraSpec, *, trainable: bool) -> None:
+        super().put(name, delta, spec, trainable=trainable)
+        first = self.delta(next(iter(self)))
+        delta.spec = replace(delta.spec, rslora=first.spec.rslora)
+
+
+@mutant("inactive-times-zero", killed_by=_ISOLATION)
+class InactiveTimesZero(Adapters):
+    """Adapters that are not active are multiplied by zero, so that a NaN in one reaches every output."""
+
+    def add_to(self, out: Tensor, x: Tensor, names: Iterable[str], plain: Tensor | None = None) -> Tensor:
+        total, used = super().add_to(out, x, names, plain), tuple(names)
+        for name in self:
+            if name not in used:
+                total = total + (0 * self.delta(name).change(x, out)).to(total.dtype)
         return total

@@ -149,3 +149,38 @@ class InHalf(BrokenCombination):
 
     def spoil(self, mix: Delta, parts: list[Delta], weights: Sequence[float]) -> None:  # noqa: ARG002
         mix.b.data.copy_(mix.b.data.to(torch.bfloat16))
+
+
+@mutant("combine-activates", killed_by=_KILLED)
+class Activates(BrokenCombination):
+    """The combination is active at once, beside the adapters that were."""
+
+    def combine(self, root: Root, name: str, adapters: Sequence[str], weights: Sequence[float]) -> None:
+        super().combine(root, name, adapters, weights)
+        root.layer.adapters.activate(*root.layer.adapters.active, name)
+
+
+@mutant("combine-trains", killed_by=_KILLED)
+class Trains(BrokenCombination):
+    """The combination is trainable, though it is not active."""
+
+    def spoil(self, mix: Delta, parts: list[Delta], weights: Sequence[float]) -> None:  # noqa: ARG002
+        mix.requires_grad_()
+
+
+@mutant("combine-shares-single-part", killed_by=_KILLED)
+class SharesSinglePart(BrokenCombination):
+    """A combination of one adapter with weight 1 has that adapter's own tensors."""
+
+    def spoil(self, mix: Delta, parts: list[Delta], weights: Sequence[float]) -> None:
+        if [*weights] == [1.0]:
+            mix.a, mix.b, mix.spec = parts[0].a, parts[0].b, parts[0].spec
+
+
+@mutant("combine-shares-first-a", killed_by=_KILLED)
+class SharesFirstA(BrokenCombination):
+    """The A of a combination of one adapter is that adapter's tensor; B has its own."""
+
+    def spoil(self, mix: Delta, parts: list[Delta], weights: Sequence[float]) -> None:  # noqa: ARG002
+        if len(parts) == 1:
+            mix.a.data = parts[0].a.data

@@ -245,3 +245,30 @@ class MergesFirstValues(LoraLayer):
     def effective_weight(self, *names: str) -> Tensor:
         formed: Tensor | None = self.__dict__.get("formed")
         return super().effective_weight(*names) if formed is None else formed
+
+
+@mutant("kept-on-the-module", killed_by=["accumulation-parity"], on=Facet.MODEL)
+class KeptOnTheModule(LinearDelta):
+    """What the backward needs is kept on the module: the next forward writes over it."""
+
+    kept: tuple[Tensor, Tensor]
+
+    def _branch(self, x: Tensor) -> Tensor:
+        y: Tensor = _Kept.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, delta: KeptOnTheModule) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.delta = delta
+        delta.kept = x.detach(), x.detach() @ a.t()
+        return delta.kept[1] @ b.t()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        x, h = (kept.reshape(-1, kept.shape[-1]) for kept in ctx.delta.kept)  # (M, in), (M, r)
+        rows = dy.reshape(-1, dy.shape[-1])  # (M, out)
+        return dy @ b @ a, (rows @ b).t() @ x, rows.t() @ h, None
