@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from hypothesis.strategies import SearchStrategy
 
 from conformance.cases import Case
@@ -12,14 +13,18 @@ from conformance.contract import Facet, Feature
 from conformance.dropout import judge_frequency, replayed_mask
 from conformance.invariant import invariant
 from conformance.invariants.gradients import judge_gradients
+from conformance.invariants.training import DrawStack
+from conformance.stack import PARTS, StackCase
 from conformance.strategies import Draw
 from conformance.subject import Subject
+from conformance.torch_arrays import to_numpy, to_torch
 from conformance.violation import must
 
 eval_deterministic = invariant("eval-deterministic", family="mode", after=("forward-oracle",))
 dropout_on_delta_only = invariant("dropout-on-delta-only", family="mode", after=("eval-deterministic",))
 mode_lifecycle = invariant("mode-lifecycle", family="mode", after=("eval-deterministic", "grad-oracle"))
 
+_CALLS = 100
 _SEEDS = 24  # masks drawn for the frequency tests
 
 
@@ -57,6 +62,33 @@ def _(subject: Subject, case: Case) -> None:
             subject.judge.same(f"{name} of a second call", after, before)
 
 
+@eval_deterministic.on(
+    Facet.MODEL, needs={Feature.DROPOUT}, draws=DrawStack(), cost=2, dtypes=("float32",), per_model=False
+)
+def _(subject: Subject, case: StackCase) -> None:
+    """In eval mode a model with dropout gives, bit for bit, what it gives without; in training mode it does not.
+
+    The output is a polynomial in the choices of dropout, of degree 2 in a model of two blocks and with the eval mode's
+    output as its mean: where it is not constant it differs from that with a probability of at least 1/4 a call
+    (Schwartz 1980, lemma 1). So a false alarm has one of at most 4e-13.
+    """
+    handle = subject.model.attach(case.base(), replace(case.spec, dropout=0.5))
+    case.fill(handle)
+    x = to_torch(np.concatenate([case.arrays[f"x:0:{part}"] for part in range(PARTS)]))
+    expected = case.expected["y:0"]
+    with torch.no_grad():
+        base = to_numpy(case.base().eval()(x))
+        for _ in range(2):
+            module = handle.module.eval()
+            subject.judge.same("y in eval mode, of a model with dropout", to_numpy(module(x)), expected)
+            module.train()
+            if not np.array_equal(base, expected):
+                dropped = any(not np.array_equal(to_numpy(module(x)), expected) for _ in range(_CALLS))
+                must(
+                    dropped, f"y of {_CALLS} calls in training mode with dropout", "one that differs from eval", "none"
+                )
+
+
 @dropout_on_delta_only.on(
     Facet.LAYER,
     needs={Feature.DROPOUT},
@@ -68,6 +100,7 @@ def _(subject: Subject, case: Case) -> None:
 
     Each m is 0 with probability p and 1/(1-p) otherwise, independently for every element and every call, so that its
     mean is the eval mode's 1. A false alarm of the four frequency tests has a probability of at most 4e-12 a case.
+    Of several adapters each has its own p.
     """
     mask = replayed_mask(subject, case, seed=case.seed)
     handle = subject.attach(case)
@@ -85,6 +118,29 @@ def _(subject: Subject, case: Case) -> None:
     judge_frequency("share of equal choices in neighbouring rows", kept[:, 0::2] == kept[:, 1::2], agree)
     judge_frequency("share of equal choices in successive calls", kept[0::2] == kept[1::2], agree)
     judge_frequency("share of equal choices in neighbouring inputs", kept[..., 0] == kept[..., 1], agree)
+    if case.kind == "linear" and subject.has(Feature.MULTI_ADAPTER):
+        _judge_own_dropout(subject, case)
+
+
+def _judge_own_dropout(subject: Subject, case: Case) -> None:
+    """Of two adapters with the same A and B one has dropout and the other has none, whichever came first.
+
+    Where the delta is not zero, some input decides whether a call differs from eval, so that it does with a probability
+    of at least 1/2.
+    """
+    plain = replace(case, dropout=0.0)  # its values may be others, as without 1/(1-p) there is more room
+    for first, second in ((case, plain), (plain, case)):
+        at, oracle, exact = first.arrays, first.oracle(subject.manifest), case.tier == "exact"
+        handle = subject.attach(first)
+        handle.add("second", second.spec, at.a, at.b)
+        without, dropping = ("second", "default") if second is plain else ("default", "second")
+        handle.activate(without)
+        y = handle.forward(at.x, train=True, seed=case.seed)
+        subject.judge("y in training mode of the adapter without dropout", y, oracle.forward(at.x), exact=exact)
+        handle.activate(dropping)
+        if exact and oracle.delta(at.x).value.any():
+            still = all(np.array_equal(handle.forward(at.x, train=True, seed=seed), y) for seed in range(_CALLS))
+            must(not still, f"y of {_CALLS} calls of the adapter with dropout", "other than without", "as without")
 
 
 def _kept_inputs(subject: Subject, case: Case, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -71,8 +73,15 @@ def _(subject: Subject, case: ModelCase) -> None:
 
 @hook_binding.on(Facet.MODEL, draws=DrawTargets(), cost=4, dtypes=("float32",), per_model=False)
 def _(subject: Subject, case: ModelCase) -> None:
-    """Each adapted module computes with its own A and B: values in one of them change that module's output alone."""
+    """Each adapted module computes with its own A and B: values in one of them change that module's output alone.
+
+    And each starts from an A of its own.
+    """
     handle = subject.model.attach(Branches(case.seed), case.spec)
+    starts = {path: to_numpy(handle.factors(path)[0]) for path in handle.sites()}
+    for first, second in itertools.combinations(sorted(starts), 2):
+        alike = np.array_equal(starts[first], starts[second])
+        must(not alike, f"A of {first} and of {second} at the start", "different values", "the same")
     x = torch.ones(1, WIDTH)
     with torch.no_grad():
         for a, b in (handle.factors(path) for path in handle.sites()):
@@ -92,10 +101,15 @@ def _(subject: Subject, case: ModelCase) -> None:
     cost=1 / 3,
     dtypes=("float32",),
     per_model=False,
-    draws=DrawTargets(("rank", "alpha", "rank", "alpha", "stray target", "stray rank", "stray alpha", "stray second")),
+    draws=DrawTargets(
+        ("rank", "alpha", "path rank", "path alpha", "stray target", "stray rank", "stray alpha", "stray second")
+    ),
 )
 def _(subject: Subject, case: ModelCase) -> None:
-    """Every target and every key of a rank or alpha pattern takes effect on at least one module, or is refused."""
+    """Every target and every key of a rank or alpha pattern takes effect on at least one module, or is refused.
+
+    A key is the end of a path, a target's or a longer one, up to the whole path of one module.
+    """
     operation = case.operation
     if operation.endswith(("rank", "alpha")) and not subject.has(Feature.PATTERNS):
         return
@@ -117,8 +131,10 @@ def _(subject: Subject, case: ModelCase) -> None:
             lambda: attach(Branches(case.seed), stray.spec), f"a {operation.split()[1]} key that matches nothing"
         )
     else:
-        keys = case.targets[:-1] or case.targets
-        patterned = _changed(case, **{f"{operation}_pattern": tuple((key, 5) for key in keys)})
+        keys, paths = case.targets[:-1] or case.targets, sorted(expected_paths(case.targets))
+        if operation.startswith("path"):
+            keys = (paths[case.seed % len(paths)],)
+        patterned = _changed(case, **{f"{operation.split()[-1]}_pattern": tuple((key, 5) for key in keys)})
         handle = subject.model.attach(Branches(case.seed), patterned.spec)
         for path in handle.sites():
             _must_follow(handle, patterned, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -9,12 +10,12 @@ import torch.nn.functional as F  # noqa: N812 (torch's own idiom)
 from torch import Tensor
 from torch.func import functional_call
 
-from conformance.contract import Weights
+from conformance.contract import Facet, Weights
 from conformance.mutants.mutant import mutant
 from conformance.mutants.parts import ReferenceLayer, gradient_only
 from conformance.torch_layer import Root
 from lora_ref.delta import Delta, FusedDelta, LinearDelta
-from lora_ref.layers import LoraLayer
+from lora_ref.layers import Adapters, LoraLayer
 from lora_ref.spec import LoraSpec
 
 
@@ -225,3 +226,38 @@ class TrainingOffForOtherKinds(Delta):
     def forward(self, x: Tensor) -> Tensor:
         delta = super().forward(x)
         return 2 * delta if self.training and not isinstance(self, LinearDelta) else delta
+
+
+@mutant("dropout-never-in-a-model", killed_by=["eval-deterministic"], on=Facet.MODEL)
+class DropoutNeverInModel(LinearDelta):
+    """Layers have dropout, and a whole model has none."""
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return x.to(self.a.dtype)
+
+
+@mutant("dropout-in-eval-of-a-model", killed_by=["eval-deterministic"], on=Facet.MODEL)
+class DropoutInEvalOfModel(LinearDelta):
+    """A whole model never leaves training mode as far as dropout goes."""
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x.to(self.a.dtype), self.spec.dropout)
+
+
+@mutant("dropout-of-the-last-adapter", killed_by=["dropout-on-delta-only"])
+class DropoutOfLast(Adapters):
+    """The probability is kept once for the layer: the adapter that was added last sets it for all."""
+
+    def put(self, name: str, delta: Delta, spec: LoraSpec, *, trainable: bool) -> None:
+        super().put(name, delta, spec, trainable=trainable)
+        for other in self:
+            self.delta(other).spec = replace(self.delta(other).spec, dropout=delta.spec.dropout)
+
+
+@mutant("dropout-of-the-first-adapter", killed_by=["dropout-on-delta-only"])
+class DropoutOfFirst(Adapters):
+    """The layer's dropout is made with its first adapter, and later ones use it too."""
+
+    def put(self, name: str, delta: Delta, spec: LoraSpec, *, trainable: bool) -> None:
+        super().put(name, delta, spec, trainable=trainable)
+        delta.spec = replace(delta.spec, dropout=self.delta(next(iter(self))).spec.dropout)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conformance.contract import Facet
 from conformance.mutants.mutant import mutant
-from lora_ref.delta import Delta
+from lora_ref.delta import Delta, LinearDelta
 from lora_ref.hooks import HookedModel, add_deltas
 from lora_ref.layers import Adapters
 from lora_ref.model import LoraModel
@@ -218,3 +219,24 @@ class ModelRsloraIgnored(LoraModel):
 
     def plan(self, name: str, spec: LoraSpec, dtype: Dtype = None) -> dict[str, Delta]:
         return super().plan(name, replace(spec, rslora=False), dtype)
+
+
+@mutant("pattern-by-target", killed_by=EFFECTIVE)
+class PatternByTarget(LoraModel):
+    """A pattern is looked up by the target that named the module, so that a key which is a path is passed over."""
+
+    def plan(self, name: str, spec: LoraSpec, dtype: Dtype = None) -> dict[str, Delta]:
+        super().plan(name, spec, dtype)
+        ranks = {key: r for key, r in spec.rank_pattern.items() if key in spec.targets}
+        alphas = {key: alpha for key, alpha in spec.alpha_pattern.items() if key in spec.targets}
+        return super().plan(name, replace(spec, rank_pattern=ranks, alpha_pattern=alphas), dtype)
+
+
+@mutant("same-a-everywhere", killed_by=BINDING, on=Facet.MODEL)
+class SameAEverywhere(LinearDelta):
+    """Each adapter's A is drawn from a seed of its own, which is the same for all modules."""
+
+    def reset(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            super().reset()
