@@ -75,9 +75,8 @@ class Several(Case):
         least = min((abs(share) for share in self.shares), default=1.0)
         for spec, a, b in adapters:
             here = Arrays(at.w, at.bias, a, b, at.x, at.dy)
-            total += here.largest_sum(replace(self, r=spec.r, alpha=spec.alpha, rslora=spec.rslora)) * min(
-                1.0, spec.scaling
-            )
+            alone = replace(self, r=spec.r, alpha=spec.alpha, rslora=spec.rslora)
+            total += here.largest_sum(alone) * min(1.0, spec.scaling)
             grid = min(grid, spec.scaling * min(1.0, least))
         return total * max(1.0, most) / grid
 

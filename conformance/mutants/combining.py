@@ -177,6 +177,16 @@ class SharesSinglePart(BrokenCombination):
             mix.a, mix.b, mix.spec = parts[0].a, parts[0].b, parts[0].spec
 
 
+@mutant("combine-stacks-parts-in-place", killed_by=_KILLED)
+class StacksInPlace(BrokenCombination):
+    """The A of the parts become views of the combination's stacked A, to save memory: it follows what they learn."""
+
+    def spoil(self, mix: Delta, parts: list[Delta], weights: Sequence[float]) -> None:  # noqa: ARG002
+        if len(parts) > 1:
+            for part, rows in zip(parts, torch.split(mix.a.data, [part.spec.r for part in parts]), strict=True):
+                part.a.data = rows.copy_(part.a.data)
+
+
 @mutant("combine-shares-first-a", killed_by=_KILLED)
 class SharesFirstA(BrokenCombination):
     """The A of a combination of one adapter is that adapter's tensor; B has its own."""

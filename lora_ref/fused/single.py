@@ -17,9 +17,7 @@ from lora_ref.fused.dropout import draw, keep
 from lora_ref.fused.once import once
 from lora_ref.fused.orders import FACTORED, Need, Order, cheapest
 from lora_ref.fused.precision import as_written, cast, kept, no_region, region
-from lora_ref.fused.products import Scaling, flat, formed, join, scaled, shrink
-
-_WIDE = {torch.float32, torch.float64}
+from lora_ref.fused.products import WIDE, Scaling, flat, formed, join, scaled, shrink
 
 
 def linear(
@@ -37,7 +35,7 @@ def linear(
     check_frozen(w, bias)
     low, need, order = region(x), Need(x.requires_grad, a.requires_grad, b.requires_grad), FACTORED
     # in fewer bits the sum of W and s·B·A would be rounded to them, and the delta would suffer
-    if w.dtype == a.dtype in _WIDE and not (dropout or low or isinstance(s, tuple)):
+    if w.dtype == a.dtype in WIDE and not (dropout or low or isinstance(s, tuple)):
         (n, k), r = w.shape, a.shape[0]
         order = cheapest(x.numel() // k, k, n, r, need)
     y: Tensor = _Linear.apply(x, w, bias, a, b, s, dropout, low, order, need)  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def test_llama_2_7b(backend: str, factors: torch.dtype) -> None:
 
     minimum = kept(bare(model()), 1, 2048) + least(model().config, 2048, torch.bfloat16, factors)
     assert kept(adapted(model(), backend, factors), 1, 2048) == minimum
-    assert kept(adapted(model(), "peft", factors), 1, 2048) > 1.3 * minimum
+    assert kept(adapted(model(), "peft", factors), 1, 2048) > minimum
 
 
 @pytest.mark.parametrize("backend", ["fused", "peft+fused"])
